@@ -15,7 +15,7 @@ Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # function that shows the p
 
 
 def no_bar(what: str) -> Bar | None:
-    """Return None instead of a progress bar, so that the progress of the iteration appears in the log."""
+    """Return None: no bar is drawn, and the progress of the iteration appears as lines in the log."""
     return None
 
 
@@ -27,8 +27,8 @@ class Context:
     that the YAML names), or they get the trusted packages from another argument, a `FoldJob` or an `ExperimentSource`.
 
     Attributes:
-        trust: packages from which a `target` may be imported, in addition to
-            `competition.config.instantiate.TRUSTED_PACKAGES` and `MASKFOLD_TRUST`.
+        trust: packages from which a `target` may be imported, in addition to the packages in
+            `competition.config.instantiate.TRUSTED_PACKAGES` and in the environment variable `MASKFOLD_TRUST`.
         say: function that receives a line (without line end) for the user or a log; the default ignores the line.
         bar: function that takes a label, such as `cases preprocessed`, and returns a function that shows the progress
             of an iterator. If there is no terminal, it returns None, and the progress appears as lines in the log.

@@ -355,7 +355,7 @@ def _import(modules: Sequence[str]) -> None:
 
 
 def run_child(request: Mapping[str, Any], descriptors: Sequence[int]) -> int | None:
-    """Set this child up like a newly started process, call the function in the request, and return its result."""
+    """Set this child up like a newly started process, call the function named in the request, and return its result."""
     os.setsid()
     output, *others = descriptors
     for target in (1, 2):

@@ -116,7 +116,7 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[
         for part in parts:
             written += stream.write(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data)
     if written != needed:
-        raise ValueError(f"{path}: found {written} bytes of parts, expected {needed}")
+        raise ValueError(f"{path}: the parts have {written} bytes together, expected {needed} bytes")
 
 
 @lru_cache(maxsize=64)

@@ -149,7 +149,7 @@ class ProcessPool:
             yield from self.result(futures.pop())
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Start `function(worker, *arguments)` in a process, and return the future for `result`.
+        """Start `function(worker, *arguments)` in a process, and return a future; `result` waits for its value.
 
         Raises:
             MaskfoldError: a process was killed.

@@ -1,4 +1,4 @@
-"""Read and write JSON: records, and the lines of a `metrics.jsonl`.
+"""Read and write JSON records, and parse the lines of a `metrics.jsonl`.
 
 A record is a file that contains one JSON object. Some records contain a digest of their own content.
 """
@@ -186,7 +186,7 @@ def changed_tables(folder: Path, plain: Mapping[str, Any]) -> list[str]:
 
 
 def _digest(plain: Mapping[str, Any], name: str) -> str:
-    """Return the digest of a record; the record's own digest is left out of the content."""
+    """Return the digest of a record's content; if the record contains its own digest, this digest is left out."""
     others = {key: value for key, value in (plain.get(DIGESTS_KEY) or {}).items() if key != name}
     return json_digest({**plain, DIGESTS_KEY: others})
 
@@ -222,8 +222,8 @@ def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingPr
 
     Args:
         content: the line.
-        defaults: values for those of the keys `step`, `epoch`, `time` and `metrics` that the line may lack. If a key
-            has no default, a line without this key counts as damaged.
+        defaults: default values of the keys `step`, `epoch`, `time` and `metrics`. A line that lacks a key without a
+            default counts as damaged.
     """
     try:
         plain = {**defaults, **json.loads(content)}

@@ -23,6 +23,7 @@ from competition.text import format_count
 IntArray = NDArray[np.int64]
 _BLOCK = 1 << 16  # number of pairs that are formatted at a time
 _FEW_NUMBERS = 128  # for fewer numbers, a loop is faster than NumPy
+_RLE_KEYS = "the RLE format (submission.rle or train.rle_format in the YAML)"
 _CONTAINER_HINT = "Check submission.profile in the YAML, which sets the form of the text (`container` of the format)."
 
 
@@ -147,8 +148,8 @@ def _pairs_to_runs(
         raise RleError(
             f"{where}: found {format_count(len(numbers), 'value')}, expected an even number. Value {len(numbers)} "
             f"({numbers[-1]}) is a start without a length.",
-            "Write the start and the length of each run. If this text stands for an empty mask, set "
-            "`empty` of the RLE format.",
+            "Write the start and the length of each run. If this text stands for an empty mask, set it as "
+            f"`empty` of {_RLE_KEYS}.",
         )
 
     def check(invalid: NDArray[np.bool_], first: int, expected: str, hint: str) -> None:
@@ -165,8 +166,8 @@ def _pairs_to_runs(
     if strict and not fmt.relative and _are_valid(numbers, base, size):  # a fast exit for the most common case
         starts = raw_starts - base
         return starts, starts + lengths
-    check(raw_starts < base, 1, f"a start of at least {base}", "Check `base` and `relative` of the RLE format.")
-    check(lengths < 0, 2, "a length of at least 1", "Check `relative` of the RLE format, and submission.profile.")
+    check(raw_starts < base, 1, f"a start of at least {base}", f"Check `base` and `relative` of {_RLE_KEYS}.")
+    check(lengths < 0, 2, "a length of at least 1", f"Check `relative` of {_RLE_KEYS}, and submission.profile.")
     if fmt.relative:
         # Clip the numbers, because sums of huge numbers would overflow.
         edges = np.cumsum(np.minimum(numbers, size + 1))
@@ -177,13 +178,13 @@ def _pairs_to_runs(
     if not strict:
         return _merge_runs(np.minimum(starts, size), np.minimum(ends, size))
     check(lengths == 0, 2, "a length of at least 1", "Remove runs without pixels.")
-    swapped = "Check the size of the mask (are height and width exchanged?) and `base` of the RLE format."
+    swapped = f"Check the size of the mask (are height and width exchanged?), and `base` of {_RLE_KEYS}."
     check(starts >= size, 1, f"a start within the mask of {size} pixels", swapped)
     check(
         ends > size,
         2,
         f"a run within the mask of {size} pixels",
-        "Check the size of the mask and `base` of the RLE format.",
+        f"Check the size of the mask, and `base` of {_RLE_KEYS}.",
     )
     if not fmt.relative:
         check(starts[1:] < starts[:-1], 3, "a start after that of the previous run", "Sort the runs by their start.")
@@ -240,8 +241,8 @@ def parse_numbers(text: str) -> IntArray:
             if not (digits.isascii() and digits.isdigit()):
                 raise RleError(
                     f"RLE, value {index}: found {value[:40]}, expected a whole number.",
-                    "Write whole numbers separated by single spaces. If this text stands for an empty mask, set "
-                    "`empty` of the RLE format.",
+                    "Write whole numbers separated by single spaces. If this text stands for an empty mask, set it as "
+                    f"`empty` of {_RLE_KEYS}.",
                 )
         text = " ".join(values)
     return np.fromstring(text, dtype=np.int64, sep=" ")
@@ -324,7 +325,7 @@ def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray
     if invalid.any():
         raise RleError(
             f"COCO counts: character {int(invalid.argmax()) + 1} of the text is not allowed, expected ASCII characters "
-            "from 0 to o.",
+            "from `0` to `o`.",
             _CONTAINER_HINT,
         )
     last = (codes & 32) == 0

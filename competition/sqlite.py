@@ -52,7 +52,9 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
             raise locked_error(path, waited)
         if waited >= min(QUIET_SECONDS, patience) and not is_logged:
             is_logged = True
-            logger.warning("%s is locked by another program; waiting for it up to %.0f s.", path, patience)
+            logger.warning(
+                "%s is locked by another program; waiting up to %.0f s until the lock is released.", path, patience
+            )
 
 
 def is_lock(error: BaseException) -> bool:

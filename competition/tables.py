@@ -25,8 +25,8 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
     Args:
         path: path of the file.
-        columns: the name of each required column, by the YAML key that sets this name. The key appears in error
-            messages. If no YAML key sets a name, the key is the name itself.
+        columns: the required columns. The value is the name of the column; the key is the YAML key that sets this
+            name, for error messages. If no YAML key sets the name, key and value are equal.
 
     Returns:
         All columns as str; the index is the line number in the file (the header is line 1). Blank lines are dropped.

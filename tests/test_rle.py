@@ -285,12 +285,13 @@ def test_memory_stays_below_three_bytes_a_pixel():
 
 # Messages and hints
 
+KEYS = "the RLE format (submission.rle or train.rle_format in the YAML)"
 PAIRS = (
-    "Write the start and the length of each run. If this text stands for an empty mask, set `empty` of the RLE format."
+    f"Write the start and the length of each run. If this text stands for an empty mask, set it as `empty` of {KEYS}."
 )
-START = "Check `base` and `relative` of the RLE format."
-SHAPE = "Check the size of the mask and `base` of the RLE format."
-SWAPPED = "Check the size of the mask (are height and width exchanged?) and `base` of the RLE format."
+START = f"Check `base` and `relative` of {KEYS}."
+SHAPE = f"Check the size of the mask, and `base` of {KEYS}."
+SWAPPED = f"Check the size of the mask (are height and width exchanged?), and `base` of {KEYS}."
 SORT = "Sort the runs by their start."
 MERGE = "Merge overlapping runs."
 JSON = RleFormat(container="json")

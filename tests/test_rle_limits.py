@@ -177,8 +177,8 @@ def test_counts_at_their_limits() -> None:
 @pytest.mark.parametrize(
     ("text", "named", "hinted"),
     [
-        ("01p", ["character 3", "from 0 to o"], "`container`"),
-        ("0/1", ["character 2", "from 0 to o"], "`container`"),
+        ("01p", ["character 3", "from `0` to `o`"], "`container`"),
+        ("0/1", ["character 2", "from `0` to `o`"], "`container`"),
         ("0Q", ["COCO counts: ", "incomplete"], "complete"),
         ("0O", ["count 2", "found -1"], "`container`"),
         ("231", ["found a sum of 6 pixels", "expected 12"], "size"),

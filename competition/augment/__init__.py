@@ -75,11 +75,11 @@ def build_batch_transform(exp: Experiment) -> VolumeAugment | PlanesAugment | No
 
 
 def augment_in_plane(exp: Experiment, axis: int) -> AugmentConfig:
-    """Return the section `augment` for 2.5D patches whose slices are stacked along one axis of the volume.
+    """Return the section `augment` for 2.5D patches, in which `flip` contains axes of the patch (0 or 1).
 
-    A patch spans only the other two axes of the volume. In the YAML, `augment.flip` contains axes of the volume. In
-    the result, `flip` contains axes of the patch (0 or 1). An axis of the volume that the patch does not span is left
-    out.
+    The slices of these patches are stacked along one axis of the volume, so a patch spans only the other two axes. In
+    the YAML, `augment.flip` contains axes of the volume. This function converts them to axes of the patch, and leaves
+    out an axis that the patch does not span. If `flip` is true or false, it stays unchanged.
 
     Args:
         exp: experiment.

@@ -92,11 +92,12 @@ def transform_errors(transform: Any, index: int, shape: tuple[int, ...]) -> Iter
 
     Args:
         transform: the transform.
-        index: number of the transform in `augment.transforms`.
+        index: position of the transform in `augment.transforms`, counted from 0.
         shape: shape of the image that is transformed, for the message.
 
     Raises:
-        MaskfoldError (exit status 2): the block raised another exception than `MaskfoldError` and `MemoryError`.
+        MaskfoldError (exit status 2): the `with` block raised an exception that was no `MaskfoldError`. If memory ran
+            out, the original exception is passed on instead.
     """
     try:
         yield
@@ -196,8 +197,8 @@ class MonaiTransforms:
             if not isinstance(data, dict):
                 raise MaskfoldError(
                     f"augment.transforms.{index}: {type(transform).__name__} returns several patches, expected one.",
-                    "Replace it by a transform that returns one patch, such as RandSpatialCropd. patch.foreground sets "
-                    "the share of patches that are centred on foreground.",
+                    "Replace it by a transform that returns one patch, such as RandSpatialCropd. To centre more "
+                    "patches on foreground, raise patch.foreground.",
                     status=2,
                 )
         result = np.asarray(data["image"], np.float32), np.asarray(data["mask"]).round().astype(np.uint8)
@@ -230,7 +231,7 @@ def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
     if unknown := [name for name in keys if name not in ("image", "mask")]:
         raise MaskfoldError(
             f"{key}.args.keys: found {unknown[0]}, expected image or mask.",
-            f"Set {key}.args.keys to image, mask or both, or remove it.",
+            f"Set {key}.args.keys to image, to mask or to [image, mask], or remove {key}.args.keys.",
             status=2,
         )
     for name, parameter in names.items():
@@ -249,7 +250,8 @@ def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
             raise MaskfoldError(
                 f"{key}.args.{name}: found {modes}, expected nearest for the mask, because the mask has integer "
                 "labels.",
-                f"Set {key}.args.{name} to [bilinear, {nearest}] for the keys {keys}, or remove it.",
+                f"Remove {key}.args.{name}, or set it to a list with one value for each of the keys {keys}. The value "
+                f"for mask must be {nearest}.",
                 status=2,
             )
     return args

@@ -84,7 +84,7 @@ class ImageAugment:
                 data = transform(**data)
         if type(data["image"]) is not np.ndarray or data["image"].dtype != image.dtype:
             raise MaskfoldError(
-                f"augment.transforms: found an image of type {_type_name(data['image'])} in the result, "
+                f"augment.transforms: the image has the type {_type_name(data['image'])} after the transforms, "
                 f"expected {image.dtype}.",
                 "From augment.transforms, remove the transforms that normalise the image or convert its type; "
                 "prepare.intensity normalises images.",

@@ -108,7 +108,8 @@ class PlanesAugment:
 def build_preset(name: str) -> list[VolumeTransform]:
     """Return all 3D transforms with the values of a preset.
 
-    The result includes the transforms that the preset omits, because they draw random numbers too.
+    The result includes the transforms that the preset omits. These have no effect on samples, but draw random numbers
+    like all other transforms. So a transform draws the same numbers, whichever other transforms the preset contains.
     """
     preset = VOLUME_PRESETS[name]
     return [TRANSFORMS.get(transform)(**preset.get(transform, {})) for transform in TRANSFORMS.names()]
@@ -131,7 +132,7 @@ def apply_to_batch(
         probabilities: number of channels, at the end of the image, that intensity transforms leave unchanged.
 
     Returns:
-        The transformed images and masks as new tensors; without transforms, the arguments themselves.
+        The transformed images and masks as new tensors. If `transforms` is empty, `image` and `mask` themselves.
     """
     if not transforms:
         return image, mask

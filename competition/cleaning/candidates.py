@@ -40,9 +40,9 @@ class Candidate:
     Attributes:
         kind: kind of the files, e.g. `unfinished run`.
         paths: files and folders to delete.
-        changed: time of the last change of any of them, in seconds since 1970.
+        changed: time of the last change of any of these files, in seconds since 1970.
         reason: why the files may be deleted.
-        is_run: whether the first path is the folder of a run. The lock of the run must then be taken for the deletion.
+        is_run: whether the first path is the folder of a run. If it is, the run must be locked during the deletion.
     """
 
     kind: str
@@ -120,7 +120,7 @@ def find_candidates(root: Path, older_than: float, keep_best: int | None = None)
 def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecords | None:
     """Return what MLflow records about the runs of a project; None if MLflow cannot be read.
 
-    If there are no runs to delete and no artifacts, MLflow is not opened, and the records are empty.
+    If no run could be deleted and `mlruns/artifacts` does not exist, MLflow is not opened, and the records are empty.
 
     Args:
         root: the folder that contains `mlruns`.
@@ -179,7 +179,7 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
 
 
 def _is_finished(run: Run, member: tuple[int, int]) -> bool:
-    """Return whether the training of a (fold, seed) of a run is finished."""
+    """Return whether the run has finished the training of the network `member`, a (fold, seed) pair."""
     return (run.member_folder(*member) / RESULT_FILE).exists()
 
 
@@ -380,7 +380,7 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
 
 
 def newest_change(paths: Sequence[Path]) -> float:
-    """Return the time of the latest change of any file in these files and folders, in seconds since 1970.
+    """Return the time of the latest change of these files and of the files in these folders, in seconds since 1970.
 
     Lock files are ignored.
     """

@@ -47,8 +47,8 @@ class MlflowRecords:
 
     Attributes:
         artifacts: local folder of all artifacts; None if the artifacts are not in a local folder.
-        named_runs: why runs must stay. The keys are the names of the folders of these runs.
-        named_ids: why MLflow runs must stay. The keys are the ids of these MLflow runs.
+        named_runs: for each run that must stay, the reason. The keys are the names of the runs' folders.
+        named_ids: for each MLflow run that must stay, the reason. The keys are the ids of the MLflow runs.
         unneeded: artifacts of runs that were deleted.
     """
 

@@ -61,7 +61,7 @@ def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
         except (OSError, ValueError, RecursionError) as error:
             raise MaskfoldError(
                 f"{path} cannot be read ({' '.join(str(error).split())[:100]}), so it is unknown "
-                "which runs the file names. These runs must be kept.",
+                "to which runs this file refers. These runs must be kept.",
                 f"Restore the file from a backup, or move it out of {folder}; then repeat the command.",
             ) from error
         entries = plain.get("runs") if isinstance(plain, Mapping) else None

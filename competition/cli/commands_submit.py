@@ -1,4 +1,4 @@
-"""Define the arguments and help texts of the commands for predictions: submit, score, export and exchange them."""
+"""Define the arguments and help texts of the commands that make, submit, score, export and exchange predictions."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def submit(
         bool,
         typer.Option(
             "--out-of-fold",
-            help="Instead of the test cases, write a CSV of the training cases, from their out-of-fold predictions. "
-            "`maskfold score` computes the run's score again from this CSV.",
+            help="Write a CSV with the out-of-fold predictions of the training cases, instead of predictions of the "
+            "test cases. `maskfold score` computes the run's score again from this CSV.",
         ),
     ] = False,
     trust: TrustOption = None,
@@ -259,7 +259,7 @@ def score(
         str,
         typer.Option(
             help="What to do with cases that only one of the two folders has: `error` stops, `skip` leaves them out, "
-            "`empty` scores a missing prediction as an empty mask."
+            "`empty` scores a missing prediction as an empty mask, and leaves out a prediction without truth."
         ),
     ] = DEFAULT_MISSING,
     trust: TrustOption = None,
@@ -350,8 +350,8 @@ def import_(
 ) -> None:
     """Turn the predictions of another program, such as nnU-Net, into a run for submit, compare and report.
 
-    Checks ids, shapes, values and folds, and scores the predictions. A case of unknown fold is treated as a training
-    case of every network.
+    Checks ids, shapes, values and folds, and scores the predictions. If the fold of a training case is unknown, its
+    prediction is not used, because the network may have been trained on the case.
     """
     from competition.cli.exchange import import_command
 

@@ -107,7 +107,7 @@ def cv(
             "Leave out --layout and --name, or give the folder of the data instead of the file."
             if minutes is None
             else f"Set training.budget_minutes={minutes:g} instead, or plan the experiment again: maskfold plan "
-            f"{file}.",
+            f"{file} --minutes {minutes:g} --write.",
             status=2,
         )
     from competition.cli.train import cv_command

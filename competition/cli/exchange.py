@@ -11,7 +11,7 @@ from competition.cli.console import exit_on_signal, format_interval, plain_print
 from competition.config.loading import load_competition, load_experiment
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.text import format_count, format_number
+from competition.text import format_count, format_number, join_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def import_command(
     comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides], trust)
     if axes is not None and len(axes) != comp.dimensions:
         raise MaskfoldError(
-            f"--axes: found {axes}, expected a permutation of {comp.dimensions} axes, because "
+            f"--axes: found {axes}, expected {join_or(name for name in AXES if len(name) == comp.dimensions)}, because "
             f"competition.dimensions is {comp.dimensions}.",
             "Correct --axes.",
             status=2,
@@ -84,7 +84,7 @@ def import_command(
         dice = ", ".join(f"{cls} {format_number(value)}" for cls, value in done.dice.items())
         say(
             f"{comp.metric.label}: {format_number(done.score)} out of fold "
-            f"({format_interval(summary['low'], summary['high'])}); Dice {dice}"
+            f"(95 % interval {format_interval(summary['low'], summary['high'])}); Dice {dice}"
         )
     else:
         say(

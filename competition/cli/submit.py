@@ -446,7 +446,7 @@ def _add_upload(
 
 
 def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) -> None:
-    """Fetch scores from Kaggle if the user asked for them, or if a score is missing.
+    """Fetch scores from Kaggle if a score is missing; always with --refresh, never with --no-refresh.
 
     If Kaggle reports an error, the command prints a warning and continues. With --refresh, the error ends the command.
     """

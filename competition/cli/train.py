@@ -153,7 +153,7 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
         folds, are, them = ("folds", "are", "them") if len(missing) > 1 else ("fold", "is", "it")
         return [
             (
-                f"post-processing is not tuned, because tuning needs all folds (postprocess.tune), and {folds} "
+                f"post-processing is not tuned, because tuning (postprocess.tune) needs all folds, and {folds} "
                 f"{join_names(missing)} {are} not finished; folds.run=[{','.join(missing)}] trains {them}"
             )
         ]
@@ -284,7 +284,7 @@ def print_results(search: StudySession, console: Console, say: Callable[[str], N
         console.print(trials_table(search, trials))
         figures = draw_figures(search)
         page = write_study_page(search.folder, search.folder / "report.html")
-    say(f"Page: {page}")
+    say(f"HTML page: {page}")
     if figures:
         say(f"Figures: {', '.join(path.name for path in figures)} in {search.folder}")
     best = read_trials(search.folder)["best"]
@@ -417,7 +417,7 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
         if output is None:
             _upload_page(run, say)
     size = page.stat().st_size / 2**20
-    say(f"Page: {page} (a single file, {size:.1f} MiB); its pictures are also in {page.with_suffix('')}")
+    say(f"HTML page: {page} (a single file, {size:.1f} MiB); its pictures are also in {page.with_suffix('')}")
 
 
 def _upload_page(run: Run, say: Callable[[str], None]) -> None:
@@ -479,8 +479,10 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
     page = write_comparison(comparison, folder, cases, Context(trust, say))
     changed = comparison.most_changed(cases)
     if changed:
-        say("Largest differences (B minus A): " + ", ".join(f"{case} {change:+.4f}" for case, change in changed))
-    say(f"Page{' with pictures' if changed else ''}: {page}; scores of each case and class: {folder / 'cases.csv'}")
+        changes = ", ".join(f"{case} {change:+.4f}" for case, change in changed)
+        say(f"Cases whose scores differ most (B minus A): {changes}")
+    kind = "HTML page with pictures" if changed else "HTML page"
+    say(f"{kind}: {page}; scores of each case and class: {folder / 'cases.csv'}")
 
 
 @exit_on_signal("stopped: nothing was written")
@@ -513,7 +515,7 @@ def review_command(words: list[str], output: Path | None, pictures: int, trust: 
         say(line)
     if kept:
         say(f"The answers for {format_count(kept, 'case')} that were already in {table} are kept.")
-    say(f"Page: {page}; table for your answers: {table}")
+    say(f"HTML page: {page}; table for your answers: {table}")
     if rows:
         say(
             f"Next: write x into the column `exclude` of {table} for each case to leave out. Then: maskfold cv "

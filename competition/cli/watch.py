@@ -51,7 +51,7 @@ class MemberStatus:
 
     Attributes:
         name: name of the folder, e.g. `fold_0_seed_1`.
-        state: `waiting` before the first start, `starting` until the fold's process has written a line, then
+        state: `waiting` before the first start, `starting` until the fold's process takes the fold's lock, then
             `running`. At the end: `finished`; `stopped` if the process released the lock before the fold was finished;
             `killed` if the process ended without releasing the lock.
         step: number of finished steps and of all steps, e.g. `120 of 500`.

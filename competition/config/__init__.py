@@ -1,6 +1,6 @@
-"""Read the YAML files as strict, immutable objects.
+"""Read the YAML files of competitions and experiments, check all types, and return immutable objects.
 
-`Competition` describes the host's data, and `Experiment` the training.
+A `Competition` describes the data and rules of the host, and an `Experiment` describes the training on these data.
 """
 
 from competition.config.competition import Competition, MetricConfig, RleConfig

@@ -1,8 +1,9 @@
 """Refuse arguments in the YAML that name files, addresses, caches or hubs, unless the user allows them.
 
-The class that a `target` names is trusted, but the YAML may come from a stranger. With a path in `cache_dir`, a class
-can write files anywhere, and with `checkpoint_path`, it may unpickle a file. The check needs names and values only, so
-it imports nothing. Arguments of classes in packages that the user trusts (`--trust`) are not checked.
+A `target` can name only classes of trusted packages, but the YAML may come from a stranger, who chooses the arguments.
+With a path in `cache_dir`, a class can write files anywhere, and with `checkpoint_path`, it may unpickle a file. The
+check reads only the names and values of the arguments, so it imports no class. If the user trusts the package of a
+class (`--trust`), the arguments of this class are not checked.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def check_argument_values(
         shown = repr(found.value)
         shown = shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "…"
         raise MaskfoldError(
-            f"{where}{found.key}: found {shown}, {found.reason}. No argument in a YAML may select a file, an "
-            "address, a cache or a hub.",
+            f"{where}{found.key}: found {shown}, {found.reason}. Maskfold refuses arguments that may select a "
+            "file, an address, a cache or a hub.",
             f"Remove {found.key}. To load pretrained weights, set `encoder_weights`. If you trust the YAML, add "
             f"--allow {found.key} or set {ALLOW_VARIABLE}={found.key}.",
             status=2,
@@ -101,7 +102,7 @@ def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = 
         if argument_key in WEIGHTS_KEYS and isinstance(value, str | bool | None):
             continue
         if is_refused_name(str(name)) and _names_something(str(name), value):
-            yield RefusedArgument(argument_key, value, f"with which `{name}` may open a file or a hub")
+            yield RefusedArgument(argument_key, value, f"but the argument `{name}` may open a file or a hub")
         else:
             yield from _refused_values(value, argument_key, trust)
 
@@ -126,10 +127,10 @@ def _parts(name: str) -> list[str]:
 
 
 def _names_something(name: str, value: Any) -> bool:
-    """Return whether the value of an argument with a suspicious name, such as `cache_dir`, can name a file.
+    """Return whether an argument with a suspicious name, such as `cache_dir`, is refused because of its value.
 
-    A number names no file (`drop_path_rate: 0.1`). The value True is refused only if the argument's name means a
-    download, e.g. `pretrained`.
+    Text and mappings are refused. Numbers (`drop_path_rate: 0.1`), False and None are allowed, because they name no
+    file. True is refused only if the argument's name means a download, e.g. `pretrained`.
     """
     if value is True:
         return not DOWNLOAD_PARTS.isdisjoint(_parts(name))

@@ -112,8 +112,8 @@ def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
     """Convert a host's RLE format, which numbers the pixels of pictures, to a format for the arrays of `comp`.
 
     Pictures have the order (row, column). If the arrays have the order (X, Y), `row` and `column` are exchanged in the
-    format. Then a mask has the same run lengths as an array in the returned format and as a picture in the host's
-    format.
+    format. So if an array is encoded in the returned format, the run lengths equal those of the picture that is encoded
+    in the host's format.
     """
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt

@@ -26,8 +26,8 @@ def read_experiment_yaml(file: Path, overrides: Sequence[str] = ()) -> YamlDocum
     list or a single value replaces the base's value. There are two more rules:
 
     - A mapping with another `target` replaces the base's mapping as a whole, because `args` belong to one class.
-    - If a key may be null, e.g. `training.clip_gradient`, `null` stays null. For any other key, `null` removes the
-      base's value, so that the default applies, e.g. `postprocess: null` or `model.args.dropout: null`.
+    - If a key may be null, e.g. `training.clip_gradient`, the value `null` is kept. For any other key, `null` removes
+      the base's value, so that the default applies, e.g. `postprocess: null` or `model.args.dropout: null`.
 
     Args:
         file: the file.
@@ -56,7 +56,7 @@ def inline_file(document: YamlDocument, key: KeyPath, default: Path, kind: str) 
     Args:
         document: the document.
         key: the key whose value is the path. If its value is not text, nothing changes.
-        default: folder in which a relative path from the command line is searched after the working folder.
+        default: folder for a relative path from the command line, if the working folder does not contain the file.
         kind: the kind of file, for messages, e.g. `a competition`.
 
     Returns:
@@ -88,7 +88,7 @@ def find_file(document: YamlDocument, key: KeyPath, value: str, default: Path, k
         document: the document.
         key: the key.
         value: the path in the YAML, relative to the file that sets the key.
-        default: folder in which a relative path from the command line is searched after the working folder.
+        default: folder for a relative path from the command line, if the working folder does not contain the file.
         kind: the kind of file, for messages, e.g. `a competition`.
 
     Raises:
@@ -238,9 +238,9 @@ def _may_be_null(path: KeyPath) -> bool:
 
 
 def _is_section(path: KeyPath) -> bool:
-    """Return whether null as the value of a key means the key's default.
+    """Return whether a key that is set to null gets its default value.
 
-    This holds if the schema has the key and does not allow null as a value.
+    This is the case if the schema has the key and does not allow null as a value.
     """
     types = _types_at(path)
     return bool(types) and Any not in types and NoneType not in types

@@ -135,7 +135,7 @@ class TestFiles(ConfigModel):
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit keys that are not set, so that hashes and files of runs without these keys do not change."""
+        """Omit keys that are not set, so that the stored settings of older runs, and their hashes, stay valid."""
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value is not None}
 
@@ -241,7 +241,9 @@ class MetricConfig(ConfigModel):
 
     def _check_sum(self, terms: list[MetricTerm]) -> None:
         if self.target is not None or self.args:
-            raise ValueError("`sum` cannot be combined with `target` and `args`; write them in a term of the sum")
+            raise ValueError(
+                "`sum` cannot be combined with `target` or with `args`; write these keys in a term of the sum"
+            )
         if not self.has_own_code:  # the direction of a `target` is known only after its import
             sum_direction([(term.weight, term.label, term.config().direction) for term in terms])
 
@@ -256,7 +258,7 @@ class MetricConfig(ConfigModel):
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit `target`, `args` and `sum` if they are not set.
 
-        Then the files and hashes of runs that are older than these keys stay valid.
+        So for runs that are older than these keys, the stored settings and their hashes stay valid.
         """
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value or key not in ("target", "args", "sum")}
@@ -277,7 +279,7 @@ class MetricConfig(ConfigModel):
 
                 - `target` cannot be imported, is not trusted, or does not accept `args`.
                 - The user's own metric does not support `average: global`.
-                - A higher sum is better for one term of `sum` and worse for another.
+                - A higher sum means that one term of `sum` is better, but that another term is worse.
         """
         if self.sum is not None:
             terms = [(term.weight, term.config(self._trust).resolve()) for term in self.sum]
@@ -419,14 +421,14 @@ class SubmissionFormat(ConfigModel):
                 f"{self.files}"
             )
         if parts[0] in ("", "~") or ".." in parts or ":" in self.files:
-            raise ValueError(f"`files` must be a relative path without .., ~ and colons, found {self.files}")
+            raise ValueError(f"`files` must be a relative path without `..`, `~` or colons, found {self.files}")
         return self
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit `files`, `zip` and `labels` if they are not set.
 
-        Then the files and hashes of runs that are older than these keys stay valid.
+        So for runs that are older than these keys, the stored settings and their hashes stay valid.
         """
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value or key not in ("files", "zip", "labels")}
@@ -510,7 +512,7 @@ class Competition(ConfigModel):
         ):
             raise ValueError(
                 f"`background: {self.background}` requires one label file per case (`train.masks` with one pattern) "
-                "and `labels: exclusive`; it cannot be combined with `instances: true` and `train.threshold`"
+                "and `labels: exclusive`; it cannot be combined with `instances: true` or with `train.threshold`"
             )
         if self.train.object_numbers:
             self._check_object_numbers()
@@ -570,7 +572,7 @@ class Competition(ConfigModel):
             )
         if self.label_values is not None or self.train.threshold is not None:
             raise ValueError(
-                "`train.object_numbers` cannot be combined with `label_values` and `train.threshold`, because each "
+                "`train.object_numbers` cannot be combined with `label_values` or with `train.threshold`, because each "
                 "value above 0 is an object; to leave out a value, set `ignore`"
             )
 

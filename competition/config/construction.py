@@ -1,10 +1,11 @@
 """Prevent constructors (of networks, losses, …) from writing files, opening connections or starting processes.
 
 `competition.config.arguments` refuses arguments that name files, addresses, caches or hubs. `ConstructionGuard` is the
-second check, for defaults and for arguments that the first check does not know. It is a Python audit hook that is
-active only while a constructor runs, and only in the constructor's thread. It is not a sandbox: C extensions can write
-files without an audit event, and Python raises no event for `_posixsubprocess.fork_exec`, which `multiprocessing` uses
-to start processes (`spawn`, `forkserver`).
+second check. It stops what the first check misses, such as files named by a constructor's default values or by
+arguments whose names the first check does not know. It is a Python audit hook that is active only while a constructor
+runs, and only in the constructor's thread. It is not a sandbox: C extensions can write files without an audit event,
+and Python raises no event for `_posixsubprocess.fork_exec`, which `multiprocessing` uses to start processes (`spawn`,
+`forkserver`).
 """
 
 from __future__ import annotations

@@ -526,7 +526,7 @@ class Experiment(ConfigModel):
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of a fold's networks; the first seed also splits the folds."""
+        """The seeds of a fold's networks; the first seed is also the seed of the split of the cases into folds."""
         return [self.seed] if isinstance(self.seed, int) else list(self.seed)
 
     @property

@@ -139,7 +139,7 @@ def check_arguments(cls: Any, args: Mapping[str, Any], key: str, partial: bool =
             if near:
                 hint = f"Did you mean {near[0]}?"
             elif known:
-                hint = f"Its arguments are {join_or(known).replace(' or ', ' and ')}."
+                hint = f"The arguments of {cls.__name__} are {join_or(known).replace(' or ', ' and ')}."
             else:
                 hint = f"Remove {key}; {cls.__name__} has no arguments."
             raise MaskfoldError(f"{key}.{name}: {cls.__name__} has no argument of this name.", hint, status=2)

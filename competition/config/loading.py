@@ -351,11 +351,12 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
 
 
 def _check_dependent_keys(exp: Experiment, document: YamlDocument) -> None:
-    """Check that each key that the user set has an effect, e.g. `folds.file`, which applies to `folds.scheme: file`.
+    """Check that each key that the user set has an effect, e.g. `folds.file`, which needs `folds.scheme: file`.
 
-    A key may be without effect if the other key is set too. For example, an experiment may replace the `intensity` of
-    its base, or a study may search it. But a key on the command line must have an effect, unless the command line also
-    sets the other key.
+    A key without effect is accepted if the user also set the key that it needs. For example, an experiment may keep the
+    `prepare.window` of its base and replace `prepare.intensity`, or a study may search `prepare.intensity`. But a key
+    without effect on the command line is accepted only if the command line sets, or a study searches, the key that it
+    needs.
 
     Raises:
         MaskfoldError (exit status 2): a key has no effect.

@@ -123,8 +123,8 @@ def _select_union_members(problems: list[Problem]) -> list[Problem]:
     """Drop the errors about types that the user did not mean, for keys that allow several types.
 
     For a key with several types (a union), pydantic reports the errors of every type. The user did not mean a type if
-    the value has another type, e.g. text instead of a list. If the value has none of the types, the remaining errors
-    name all of them.
+    the value has another type, e.g. text instead of a list. If the value has none of the types, the errors are
+    kept, and each of them names all allowed types.
     """
     mismatches = {
         (path, member)

@@ -248,7 +248,7 @@ def metric(
         The decorator; it returns the function unchanged, with the direction as an attribute.
 
     Raises:
-        ValueError: another metric has the name.
+        ValueError: another metric already has this name.
 
     Example:
         >>> @metric("error_rate", higher_is_better=False, from_counts=True)
@@ -367,7 +367,7 @@ def sum_direction(terms: Sequence[tuple[float, str, Direction]]) -> Direction:
         terms: weight, name and direction of each term.
 
     Raises:
-        ValueError: a higher sum is better for one term and worse for another.
+        ValueError: a higher sum means that one term is better, but that another term is worse.
     """
     values = [direction.value * (1 if weight > 0 else -1) for weight, _, direction in terms]
     if len(set(values)) > 1:
@@ -376,7 +376,7 @@ def sum_direction(terms: Sequence[tuple[float, str, Direction]]) -> Direction:
             for side in (1, -1)
         )
         raise ValueError(
-            f"a higher sum is better for {rising} and worse for {falling}; give a negative weight to each term "
+            f"a higher sum means a better {rising}, but a worse {falling}; give a negative weight to each term "
             "whose lower scores are better, such as `{name: hd95, weight: -0.01}`"
         )
     return Direction(values[0])

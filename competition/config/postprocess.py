@@ -274,7 +274,7 @@ class LabelOrdering(ConfigModel):
 class PostprocessConfig(ConfigModel):
     """Set the post-processing steps, for all classes or for each class by name.
 
-    `tune` starts a search for the best steps on the out-of-fold predictions.
+    If `tune` is true, Maskfold searches for the best steps on the out-of-fold predictions.
     """
 
     tune: bool = False

@@ -1,4 +1,4 @@
-"""Describe the file formats of known competitions, as data: the submission and the training table."""
+"""Describe the formats of the submission and of the training table for each known competition."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Profile:
             metric.
         metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.
         id_suffix: text that the host's ids add to the image's name without extension, e.g. `.jpg`; None if unknown.
-        slices_are_images: whether the host's images are the slices of volumes, so that a stack of slices has a row for
-            each slice, even without a sample submission.
+        slices_are_images: whether the host's images are the slices of volumes. If so, and if there is no sample
+            submission that lists the rows, the submission has one row for each slice of a stack.
         train: how the training table differs from the submission.
         alternative: a second format that the host accepts, if there is one. The header of the sample submission tells
             which of the two formats applies.

@@ -15,8 +15,8 @@ class SearchDimension(ConfigModel):
     """Set the search range of one key (`low`, `high`, `log`, `step`), or its choices.
 
     If both bounds are integers, the range consists of integers. Choices are a list, or a mapping from labels to values;
-    a value may be a whole section of the YAML. With `when`, the key is searched only if other keys of the space have
-    the values that `when` lists.
+    a value may be a whole section of the YAML. With `when`, the key is searched only if other keys of `study.space`
+    have the values that `when` lists.
     """
 
     low: int | float | None = None
@@ -29,7 +29,7 @@ class SearchDimension(ConfigModel):
     @model_validator(mode="after")
     def _check_range_or_choices(self) -> SearchDimension:
         if (self.choices is None) == (self.low is None and self.high is None):
-            raise ValueError("a key of the space must have either both `low` and `high`, or `choices`")
+            raise ValueError("a key of `space` must have either both `low` and `high`, or `choices`")
         if self.choices is not None:
             if self.log or self.step is not None:
                 raise ValueError("`log` and `step` require a range (`low` and `high`), found `choices`")
@@ -108,12 +108,10 @@ class StudyConfig(ConfigModel):
         for key, dimension in self.space.items():
             for condition in dimension.when:
                 if condition not in self.space:
-                    raise ValueError(
-                        f"the condition `when` of {key} names {condition}, which is not a key of the space"
-                    )
+                    raise ValueError(f"the condition `when` of {key} names {condition}, which is not a key of `space`")
                 if keys.index(condition) >= keys.index(key):
                     raise ValueError(
                         f"the condition `when` of {key} names {condition}, so {condition} must come before {key} in "
-                        "the space"
+                        "`space`"
                     )
         return self

@@ -128,7 +128,7 @@ def read_yaml(path: Path) -> YamlDocument:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise MaskfoldError(
-            f"{path} cannot be read: {reason}.", "Give a YAML file in UTF-8 that you may read.", status=2
+            f"{path} cannot be read: {reason}.", "Give a YAML file in UTF-8 that you have permission to read.", status=2
         ) from error
     document = parse_yaml(text, str(path))
     if document.tree is None:
@@ -218,16 +218,16 @@ class _NodeChecker:
             self._fail(
                 node,
                 f"not valid YAML: it is nested too deeply, expected at most {MAX_DEPTH} levels",
-                "Put fewer mappings and lists into each other",
+                "Use fewer levels of mappings and lists",
             )
         if node in self.ancestors:
             self._fail(node, "an alias (`*`) contains itself", "Write the value itself instead of the alias")
         if self.count > MAX_NODES:
             self._fail(
                 node,
-                f"the file has too many values, expected at most {MAX_NODES:,}; an alias (`*`) counts as often as the "
-                "file uses it",
-                "Use fewer aliases",
+                f"the file has too many values, expected at most {MAX_NODES:,}; the values of an alias (`*`) "
+                "count each time that the file uses the alias",
+                "Write fewer values, or use fewer aliases",
             )
         if node.tag not in ALLOWED_TAGS:
             self._fail(

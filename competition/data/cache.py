@@ -221,9 +221,9 @@ def format_damage(error: Exception) -> str:
         return error.message.removesuffix(".")
     if isinstance(error, FileNotFoundError):
         return f"{Path(error.filename).name} is missing"
-    return (
-        f"{RECORD_FILE} has no {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
-    )
+    if isinstance(error, KeyError):
+        return f"{RECORD_FILE} has no key {error.args[0]}"
+    return " ".join(str(error).split())[:160]
 
 
 # Folders of the cache
@@ -275,7 +275,9 @@ def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
 
 
 def _order_of_mask_patterns(comp: Competition) -> dict[str, Any]:
-    """Return the order of the classes in `train.masks`, as a part of the cache key, if it is not that of `classes`.
+    """Return the order of the classes in `train.masks`, as a part of the cache key.
+
+    If this order is the order in `classes`, the result is empty.
 
     The hash of a case covers its mask files in the order of `train.masks`, but not which class each file has. Without
     this part, a user who exchanges the classes of two patterns would get the old masks.

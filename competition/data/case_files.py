@@ -39,8 +39,8 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
             the first bad case is an error instead.
 
     Returns:
-        Files by channel for each id, sorted by id. The channels have their names in the YAML, or the texts that `{c}`
-        matched. If the YAML has a single pattern without a name and without `{c}`, the channel is called `image`.
+        Files by channel for each id, sorted by id. The YAML gives each channel its name; for a pattern with `{c}`, the
+        name is the text that `{c}` matched. A single pattern without a name and without `{c}` is the channel `image`.
 
     Raises:
         MaskfoldError: a pattern is invalid or matches no file (see `match_cases`), or a case is bad and `on_bad_case`
@@ -82,9 +82,10 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
             )
     for name, cases in channels.items():
         incomplete = [case_id for case_id in ids if case_id not in cases]
+        pattern_key = key if "{c}" in patterns[name] else f"{key}.{name}"
         _skip_all(
             incomplete,
-            f"has no channel {name}: no file matches {key}.{name} `{patterns[name]}`",
+            f"has no channel {name}: no file matches {pattern_key} `{patterns[name].replace('{c}', name)}`",
             "Add the file, or skip such cases with competition.on_bad_case=skip.",
             skipped,
         )
@@ -128,7 +129,7 @@ def _with_lower_extension(path: str) -> str:
 
 
 def _drop_matches(comp: Competition, pattern: str, cases: dict[str, CaseFiles], case_of: dict[str, str]) -> None:
-    """Remove from `cases` each image that a mask pattern with `*`, such as `*/{id}_mask.png`, gives to another case.
+    """Remove from `cases` each image that is a mask of another case by a pattern with `*`, such as `*/{id}_mask.png`.
 
     `case_of` maps the path of each image, with its extension in lower case, to the image's id.
     """
@@ -272,7 +273,7 @@ def _find_instances(
                 else "Add the masks. If the case has no object, put the masks of each case into a folder of its own, "
                 "such as masks/{id}/*.png; the folder may be empty."
             )
-            + " Or set competition.on_bad_case=skip.",
+            + " Or skip such cases with competition.on_bad_case=skip.",
             skipped,
             images,
         )

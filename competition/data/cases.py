@@ -131,8 +131,9 @@ def find_turned_images(comp: Competition, files: Iterable[CaseFiles]) -> list[st
 def turned_images_message(paths: list[str], split: str) -> str:
     """Return a message about images that viewers rotate by their EXIF orientation."""
     return (
-        f"{format_count(len(paths), f'{split} image')} {has_or_have(len(paths))} an EXIF orientation, such as "
-        f"{paths[0]}. Maskfold reads pixels as they are stored, but viewers turn such images."
+        f"{format_count(len(paths), f'{split} image')} ({'such as ' if len(paths) > 1 else ''}{paths[0]}) "
+        f"{has_or_have(len(paths))} an EXIF orientation. Maskfold reads pixels as they are stored, but viewers turn "
+        "such images."
     )
 
 

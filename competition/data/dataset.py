@@ -28,7 +28,7 @@ def no_training_cases_error(fold: int) -> MaskfoldError:
     return MaskfoldError(
         f"Fold {fold} has 0 training cases, expected at least 1.",
         f"Put some cases into folds other than {fold}, because fold {fold} trains on the cases of all other folds. If "
-        "cases were skipped, the output names them; then correct their files.",
+        "cases were skipped, the output names them; correct the files of these cases.",
     )
 
 

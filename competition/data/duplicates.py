@@ -301,10 +301,10 @@ def cluster_pairs(pairs: Sequence[ImagePair]) -> list[list[int]]:
 
 
 def is_common_look(count: int, total: int) -> bool:
-    """Return whether a set of images that look alike is such a large share of all images that it is no sign of copies.
+    """Return whether so many of all images look alike that their likeness is no sign of copies.
 
     Args:
-        count: number of images in the set; identical images count once.
+        count: number of images that look alike; identical images count once.
         total: number of images that were compared; identical images count once.
     """
     return count >= MIN_COMMON_CASES and count > MAX_SHARE * total

@@ -73,8 +73,8 @@ class Header:
         has_spacing: whether the file stores its spacing.
         in_patient_space: whether the affine refers to the patient; False for a NIfTI file whose `qform_code` and
             `sform_code` are 0.
-        plain_spacing: the spacing in mm that versions before 0.2 used: pixdim of NIfTI, 1 mm for TIFF. None if it
-            equals `spacing`. If it differs, the hash of the case differs from the hash in those versions.
+        plain_spacing: the spacing in mm that Maskfold before version 0.2 used: pixdim of NIfTI, 1 mm for TIFF. None if
+            it equals `spacing`. If it differs, the hash of the case differs from the hash in those versions.
     """
 
     shape: tuple[int, ...]
@@ -140,7 +140,8 @@ def convert_decoder_errors(path: Path) -> Iterator[None]:
     """Convert any error of a decoder into one `MaskfoldError` that names the file.
 
     Raises:
-        MaskfoldError: an error was raised inside the block. The exit status is 2 if a package is missing, otherwise 1.
+        MaskfoldError: an error was raised inside the `with` block. The exit status is 2 if a package is missing,
+            otherwise 1.
     """
     try:
         yield
@@ -214,7 +215,7 @@ def check_not_bomb(path: Path, declared: int) -> None:
             f"found {size:,} bytes that unpack to {declared / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB "
             f"of memory are free; a file that unpacks to more than {MAX_RATIO} times its size may use at most an "
             "eighth of the free memory",
-            "Save it with an integer type or in parts",
+            "Save its values as integers, or cut it into smaller files",
         )
 
 

@@ -36,7 +36,7 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
 
     Returns:
         (M, *spatial) uint8. Exclusive classes: M = 1; 0 is background, 1 to K are the classes in order, and 255 is
-        ignored. Overlapping classes: M = K; each channel has the values 0 and 1, and 255 where it is ignored.
+        ignored. Overlapping classes: M = K; each channel has the values 0 and 1, and 255 for ignored pixels.
 
     Raises:
         MaskfoldError: a file or row cannot be read, has a value without a class, or assigns a pixel to two exclusive
@@ -361,9 +361,10 @@ def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: t
 
 
 def _is_outside(comp: Competition, region: np.ndarray) -> np.ndarray:
-    """Return a bool mask of the pixels outside a region mask (*spatial): those below `train.threshold`, or of value 0.
+    """Return a bool mask of the pixels outside a region mask (*spatial).
 
-    The threshold does not apply to a region mask of 0 and 1, which is no JPEG.
+    If `train.threshold` is set, these are the pixels below the threshold. If it is not set, or if the region mask has
+    no values above 1 (then it is no JPEG), these are the pixels of value 0.
     """
     threshold = comp.train.threshold if comp.train.threshold is not None and region.max() > 1 else 1
     outside: np.ndarray = region < threshold

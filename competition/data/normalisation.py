@@ -171,6 +171,9 @@ def may_have_alpha(images: str | dict[str, str]) -> bool:
     """Return whether the last channel of an image may be transparency.
 
     This is possible only if one file contains all channels.
+
+    Args:
+        images: the value of `train.images` in the competition's YAML.
     """
     return isinstance(images, str) and "{c}" not in images
 

@@ -45,7 +45,7 @@ class CaseFiles:
     """Hold the files that one pattern matches for one id.
 
     Attributes:
-        paths: paths below the root, with forward slashes; one path if the case is a single file.
+        paths: for a pattern without {z}, the one path below the root, with forward slashes; empty for a stack.
         slices: slices of a pattern with {z}, sorted by z as a number.
     """
 

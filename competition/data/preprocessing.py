@@ -348,7 +348,8 @@ def write_with_channels(folder: Path, case: PreprocessedCase, channels: np.ndarr
     """Write a copy of a preprocessed volume, with additional channels after its own channels.
 
     This is a `build` function of `get_or_build`. The additional channels are interpolated linearly to the grid of the
-    case, as an image is, but not normalised. Padding is 0. If both grids are equal, the values are copied.
+    case, as an image is, but not normalised. Padding is 0. If the file's grid equals the case's grid, the values are
+    copied.
 
     Args:
         folder: empty folder for the files of a preprocessed case.

@@ -229,7 +229,10 @@ def _conversion_hint(path: Path) -> str:
     """Return a hint with a command that converts a file of a medical format to NIfTI."""
     extension, stem = extension_of(path.name), path.name.partition(".")[0]
     if extension in (".img", ".hdr"):
-        return f"Convert each pair to NIfTI with nibabel's command: nib-convert {stem}.img {stem}.nii.gz"
+        return (
+            "Convert each pair of .hdr and .img files to NIfTI with nibabel's command: "
+            f"nib-convert {stem}.img {stem}.nii.gz"
+        )
     if extension not in ITK_EXTENSIONS:
         return "Convert the file to one of these formats."
     return (

@@ -173,14 +173,14 @@ def read_answers(path: Path) -> dict[str, tuple[str, str]]:
     Cases for which the user has filled neither column are omitted.
 
     Raises:
-        MaskfoldError: the file is not such a CSV.
+        MaskfoldError: the file is not the CSV of a review.
     """
     table = read_csv(path, {"id": "id"})
     if missing := [name for name in (EXCLUDE, WEIGHT) if name not in table.columns]:
         raise MaskfoldError(
             f"{path} exists already and has no column `{missing[0]}`, so it is not the CSV of a review and is not "
             "overwritten.",
-            "Choose another path for the HTML page with -o, or move the file.",
+            "Choose another path for the HTML page with -o (the CSV gets the same name), or move the file.",
             status=2,
         )
     answers: dict[str, tuple[str, str]] = {}
@@ -200,8 +200,8 @@ def _find(comp: Competition, name: str) -> Path:
 def _read(comp: Competition, path: Path, *columns: str) -> tuple[pandas.DataFrame, str]:
     """Read a CSV of ids, and return its table and the name of the column with the ids.
 
-    This is the column that `train.columns.id` names, or `id` if the CSV has no such column, because that key describes
-    the table of run lengths, and the CSV of a review has the column `id`.
+    The key `train.columns.id` names this column. But the key describes the table of run lengths, so another CSV may
+    lack the column. Then the ids are in the column `id`, as in the CSV of a review.
     """
     table = read_csv(path, {name: name for name in columns})
     column = comp.train.columns.id

@@ -217,7 +217,7 @@ def _describe(groups: list[str]) -> str:
     return (
         cases
         if count == len(groups)
-        else f"{cases} in {count} group{'s' if count != 1 else ''}, each of which stays together"
+        else f"{cases} in {count} group{'s' if count != 1 else ''}; each group stays in one fold"
     )
 
 
@@ -313,10 +313,12 @@ def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list
             complete.append(str(name))
     if len(complete) == 1:
         return complete[0]
-    found = f"the columns {join_names(complete)} contain all ids" if complete else f"found {', '.join(table.columns)}"
+    found = f"found the columns {', '.join(table.columns)}"
+    if complete:
+        found = f"the columns {join_names(complete)} contain all ids"
     raise MaskfoldError(
-        f"{path} needs one column that contains all case ids, such as {ids[0]}: {found}.",
-        "Give that column the name `id`, or set train.columns.id.",
+        f"{path} needs one column that contains all case ids (the first is {ids[0]}): {found}.",
+        "Give the column with the ids the name `id`, or set train.columns.id to its name.",
         status=2,
     )
 

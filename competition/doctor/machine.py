@@ -153,7 +153,7 @@ def check_credentials() -> list[CheckResult]:
                 KAGGLE_CHECK,
                 "warning",
                 f"{missing} is not set, but {present} is set",
-                f"Set {missing} too, or KAGGLE_API_TOKEN alone.",
+                f"Set {missing}, or set only KAGGLE_API_TOKEN.",
             )
         ]
     return [
@@ -232,7 +232,7 @@ def check_cores() -> CheckResult:
         return CheckResult(
             "CPU",
             "warning",
-            f"{detail}, but the container may use only the time of {limit:g} core{'s' * (limit != 1)}",
+            f"{detail}, but the CPU limit of the container is {limit:g} core{'s' * (limit != 1)}",
             f"Set run.threads={max(1, int(limit))}, because more threads would wait for each other.",
         )
     threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -247,7 +247,7 @@ def check_cores() -> CheckResult:
         "CPU",
         "ok",
         f"{detail}; a fold uses all cores divided by run.parallel_folds"
-        + (f" (OMP_NUM_THREADS={threads} outside folds)" if threads else ""),
+        + (f" (OMP_NUM_THREADS={threads} has no effect on folds)" if threads else ""),
     )
 
 

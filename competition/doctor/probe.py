@@ -26,7 +26,7 @@ class ProbeResult:
 
     Attributes:
         lines: one dictionary per line of output.
-        trouble: reason why the process failed, e.g. `it crashed (signal 11)`; None if it succeeded.
+        trouble: reason why the process failed, e.g. `the process crashed (signal 11)`; None if it succeeded.
     """
 
     lines: list[dict[str, Any]]
@@ -66,10 +66,10 @@ def run_probe(question: str, *words: str, root: Path | None = None, seconds: flo
         return ProbeResult([], f"the process could not be started: {error.strerror or error}")
     trouble = None
     if done.returncode < 0:
-        trouble = f"it crashed (signal {-done.returncode})"
+        trouble = f"the process crashed (signal {-done.returncode})"
     elif done.returncode:
         errors = done.stderr.decode(errors="replace").strip().splitlines()
-        trouble = errors[-1][:300] if errors else f"it ended with status {done.returncode}"
+        trouble = errors[-1][:300] if errors else f"the process ended with status {done.returncode}"
     return ProbeResult(_parse_lines(done.stdout), trouble)
 
 

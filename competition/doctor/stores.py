@@ -79,7 +79,7 @@ def find_write_error(folder: Path) -> tuple[str, str] | None:
         is_broken_link = folder.is_symlink() and not folder.exists()
         return (
             "it is a broken link" if is_broken_link else "it is a file",
-            "Remove it, and create a folder in its place.",
+            f"Remove {folder}, and create a folder in its place.",
         )
     path = folder / f".doctor~{os.getpid()}~{secrets.token_hex(4)}.tmp"
     try:
@@ -116,7 +116,7 @@ OPTUNA_FILE = "optuna.db"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 MAX_CHECKED_BYTES = 2**28  # databases of more bytes are not checked completely
 LOCK_TIMEOUT = 5.0  # s to wait for a locked database
-UPLOAD_LATER = "training works without the server, and the next start of the same command uploads the missing results"
+UPLOAD_LATER = "training works without the server: when you repeat the training command, it uploads the missing results"
 
 
 def check_mlflow_store(root: Path) -> list[CheckResult]:
@@ -138,7 +138,7 @@ def check_mlflow_store(root: Path) -> list[CheckResult]:
         result = (
             "is writable"
             if "written" in keys
-            else "can be opened; a test write is not possible, because it contains no MLflow experiment"
+            else "can be opened; a test write is not possible, because the store contains no MLflow experiment"
         )
         return [CheckResult(name, "ok", f"{without_password(store.uri)} {result}")]
     error = remove_password(answer.trouble.removeprefix("mlflow.exceptions.MlflowException: "), store.uri)
@@ -151,7 +151,10 @@ def _store_problem(name: str, store: MlflowStore, verb: str, error: str) -> Chec
         return CheckResult(name, "warning", "unknown, because mlflow is not installed", "Install mlflow first.")
     if "schema" in error.lower():
         return CheckResult(
-            name, "unusable", detail, f"Copy the database, then run: mlflow db upgrade {without_password(store.uri)}."
+            name,
+            "unusable",
+            detail,
+            f"Make a backup of the database, then run: mlflow db upgrade {without_password(store.uri)}.",
         )
     if store.database is None:
         hint = f"Start the server, or correct or unset the variable MLFLOW_TRACKING_URI; {UPLOAD_LATER}."
@@ -291,4 +294,4 @@ def _move_away_hint(database: Path) -> str:
         if database.name == OPTUNA_FILE
         else "the next command that uses MLflow creates a new database and uploads its run again"
     )
-    return f"Move the database away (mv {database} {database}.broken): {consequence}."
+    return f"Move the database away (mv {database} {database}.broken); then {consequence}."

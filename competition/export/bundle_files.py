@@ -16,7 +16,7 @@ HOURS = {hours}                      # the time limit of the competition
 bundle = next(path.parent for path in sorted(MOUNTED.rglob("bundle.json")))
 manifest = json.loads((bundle / "bundle.json").read_text())
 
-def is_competition(folder):          # it has the sample submission, or a folder of images in the YAML
+def is_competition(folder):          # it has the sample submission, or a folder that the YAML names for images
     return any((folder / name).exists() for name in manifest["marks"])
 
 folders = [path for path in sorted(MOUNTED.rglob("*")) if path.is_dir() and bundle not in (path, *path.parents)]

@@ -67,7 +67,9 @@ def check_container(
             )
     if container not in CONTAINERS:
         raise MaskfoldError(
-            f"--container: found {container}, expected {', '.join(CONTAINERS)}.", "Correct --container.", status=2
+            f"--container: found {container}, expected {', '.join(CONTAINERS)}.",
+            f"Set --container {CONTAINERS[0]}.",
+            status=2,
         )
     patterns = [comp.train.images] if isinstance(comp.train.images, str) else list(comp.train.images.values())
     if len(patterns) > 1 or "{c}" in patterns[0]:

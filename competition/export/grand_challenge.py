@@ -134,7 +134,7 @@ def read_input(path: Path, comp: Competition) -> tuple[Image, ItkGeometry | None
         The image in the competition's order of axes; and the geometry for its label file, or None if it is a TIFF file.
 
     Raises:
-        MaskfoldError: the file cannot be read, or has another number of dimensions.
+        MaskfoldError: the file cannot be read, or its number of dimensions is not that of the competition.
     """
     dims, target = comp.dimensions, competition_axes(comp)
     image = read_image(path, dims)

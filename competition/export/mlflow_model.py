@@ -143,7 +143,7 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
         raise MaskfoldError(
             f"MLflow wrote the pickled file {pickled[0].name} into the model, but a model must have no pickled file, "
             "because loading one can run any code.",
-            "Install the MLflow version that requirements.lock names.",
+            "Install the MLflow version in the file requirements.lock of Maskfold's repository.",
         )
 
 

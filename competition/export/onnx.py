@@ -68,7 +68,7 @@ class OnnxNetwork(nn.Module):
 
 
 def use_onnx_networks(predictor: EnsemblePredictor) -> None:
-    """Replace the networks of a predictor by those in the ONNX files next to their weights.
+    """Replace each network of a predictor by the ONNX file next to its weights.
 
     Args:
         predictor: the predictor; it is changed in place.

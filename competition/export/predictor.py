@@ -141,7 +141,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
         exp: the experiment.
 
     Raises:
-        MaskfoldError: an item has another form, or cannot be read.
+        MaskfoldError: an item has none of these forms, or cannot be read.
     """
     comp = exp.competition
     for number, item in enumerate(_items(images, comp), start=1):
@@ -203,8 +203,8 @@ def _read(image: Any, comp: Competition, name: str) -> Image:
             raise MaskfoldError(
                 f"{name}: the arrays of {path} have the axes {source}, expected {competition_axes(comp)}, as in the "
                 "files of training.",
-                f"Read the file yourself, and give the array transposed by {order}. The labels have the same order. Or "
-                "use `maskfold predict`, which turns the axes.",
+                f"Read the file yourself, and give its array transposed by {order}. The predicted labels then have the "
+                "axes of this array. Or use `maskfold predict`, which turns the axes.",
             )
     if isinstance(image, list | tuple) and comp.dimensions == 3:
         slices = [

@@ -53,7 +53,7 @@ def check_files() -> None:
 
 
 def check_packages() -> None:
-    """Print a note for each package that is missing or has another version than requirements.txt."""
+    """Print notes that list the packages that are missing or have other versions than in requirements.txt."""
     different, missing = [], []
     for package in json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))["requirements"]:
         try:

@@ -75,7 +75,7 @@ class Bundle:
                 that accelerator, `auto`.
 
         Raises:
-            MaskfoldError: a file is missing or has another format.
+            MaskfoldError: a file is missing, or its format is not that of this version.
         """
         try:
             plain: dict[str, Any] = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
@@ -282,7 +282,9 @@ def _without_selection(comp: Competition) -> Competition | None:
 
 
 def _rows_with_unreadable_cases(comp: Competition) -> list[Any]:
-    """Return the rows of the test cases; the row of a case that cannot be read has a shape of single pixels.
+    """Return the rows of the test cases in the case table.
+
+    If a case cannot be read, the shape in its row is one pixel or, for a stack of slice files, one pixel per slice.
 
     Raises:
         MaskfoldError: the files of the test cases cannot be found.

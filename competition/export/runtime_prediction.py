@@ -167,7 +167,7 @@ def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: 
 
 
 def count_voxels(row: Any) -> int:
-    """Return the number of voxels of a case, to which its prediction time is assumed to be proportional."""
+    """Return the number of voxels of a case; the time of its prediction is assumed to be proportional to it."""
     return int(np.prod(json.loads(row.shape)))
 
 

@@ -52,7 +52,7 @@ class ImportedRun:
         is_new: whether this import has made the run; False if the same predictions were imported before.
         layout: name of the layout of the folder with the predictions, e.g. `folders by fold`.
         predicted: number of cases with an out-of-fold prediction.
-        seen: for each prediction that is not used because it is not out of fold, the reason; by case id.
+        seen: reason why the prediction of a case is not out of fold, by case id. These predictions are not used.
         missing: ids of training cases without a prediction.
         tests: number of test cases with a prediction, and number of all test cases.
         score: the competition's metric on the out-of-fold predictions; None if there are none.
@@ -214,7 +214,9 @@ def _make_run(
     root: Path,
     trust: tuple[str, ...],
 ) -> Run:
-    """Return the run for the predictions, without writing it; its folder is named by a hash of the predictions.
+    """Return the run for the predictions, without writing it.
+
+    The name of the run's folder is a hash of the predictions, the folds and the data.
 
     Args:
         comp: the competition.
@@ -353,8 +355,8 @@ class CaseImporter:
         """Read and store the prediction of one case, and score it if it is not a test case.
 
         Args:
-            job: row of the case table, files of the prediction, folder of the store, shape (P, *file shape) of the
-                probabilities, and number of the fold (None for a test case).
+            job: row of the case table, files of the prediction, folder in which the probabilities are stored, their
+                shape (P, *file shape) with P = `comp.output_channels`, and number of the fold (None for a test case).
 
         Returns:
             The scores, one dictionary per class; empty for a test case.

@@ -37,11 +37,11 @@ class ReadingOptions:
     """Hold the options for reading prediction files.
 
     Attributes:
-        kind: `labels` or `probabilities`, the content of the files. With `auto`, the channels and values of each file
-            show which it is.
-        axes: order of the spatial axes in NPY and NPZ files, e.g. `zyx`. None means `zyx` for nnU-Net's archives. For
-            other files, it means the order in `competition.array_axes` or, if this key is not set, the order of the
-            case's images.
+        kind: what the files contain: `labels` or `probabilities`. `auto` means that the channels and values of the
+            files decide.
+        axes: order of the spatial axes in NPY and NPZ files, e.g. `zyx`. None means `zyx` (in 2D: `yx`) for nnU-Net's
+            archives. For other files, None means the order in `competition.array_axes` or, if this key is not set, the
+            order of the case's images.
         channels: names of the channels in their order. Empty for the usual order: the background, if there is one, and
             then the classes.
     """
@@ -159,7 +159,7 @@ def _read_on_case_axes(comp: Competition, row: Any, path: Path, options: Reading
         found, expected = ("×".join(map(str, sizes)) for sizes in (array.shape[1:], shape))
         hint = "Write the prediction on the grid of its image."
         if sorted(array.shape[1:]) == sorted(shape) and extension_of(path.name) in ARRAYS:
-            hint = "If the axes have another order, add it with --axes: for example --axes zyx for (C, Z, Y, X)."
+            hint = "If the axes of the file have another order, set --axes: for example --axes zyx for (C, Z, Y, X)."
         raise MaskfoldError(
             f"{path} has the wrong shape: found {found}, expected {expected}, the shape of its image.", hint
         )
@@ -474,7 +474,8 @@ def _check_beside(comp: Competition, row: Any, files: CaseFiles, probabilities: 
         options: options for reading the files.
 
     Raises:
-        MaskfoldError: the two files differ in more than `MAX_LABEL_DIFFERENCE` of the pixels.
+        MaskfoldError: of the pixels that are foreground in at least one file, more than the share
+            `MAX_LABEL_DIFFERENCE` have different classes in the two files.
     """
     assert files.labels is not None
     labels = read_prediction_file(comp, row, files.labels, ReadingOptions("labels"))

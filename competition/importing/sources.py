@@ -222,7 +222,7 @@ def files_by_case(
         place: the folder.
         ids: ids of the cases.
         classes: names of the classes.
-        kind: training or test, for messages.
+        kind: `training` or `test`, for messages.
         is_model_folder: whether the folder may contain nnU-Net's picture of the training curves, `progress.png`.
 
     Raises:
@@ -267,14 +267,14 @@ def files_by_case(
 
 
 def _one_prediction(case: str, paths: list[Path]) -> CaseFiles:
-    """Return the prediction of a case from its files: a single file, or an array and a label file next to it.
+    """Return the prediction of a case from its files: one file, or an NPY or NPZ file with a label file next to it.
 
     Args:
         case: id of the case.
         paths: the files with this id.
 
     Raises:
-        MaskfoldError: there are two arrays or two other files.
+        MaskfoldError: there are two NPY or NPZ files, or two files with other extensions.
     """
     arrays = [path for path in paths if extension_of(path.name) in ARRAYS]
     others = [path for path in paths if extension_of(path.name) not in ARRAYS]

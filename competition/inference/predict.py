@@ -115,7 +115,7 @@ def within_region(prediction: Prediction, comp: Competition, row: Any) -> Predic
         row: row of the case table, or an image in memory, which has no region mask.
 
     Raises:
-        MaskfoldError: a test case has no region mask, or the file cannot be read.
+        MaskfoldError: a test case has no region mask, or its region mask cannot be read.
     """
     if (outside := unpredicted_pixels(comp, row)) is not None:
         prediction.probabilities[:, outside] = 0

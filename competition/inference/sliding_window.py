@@ -28,7 +28,6 @@ from competition.inference.presence import case_presence, mean_presence_along_ax
 from competition.inference.tta import TTAView, tta_views
 from competition.models.execution import arrange
 from competition.models.interface import format_shapes, main_output, split_presence
-from competition.text import format_count
 
 SLAB_BYTES = 2**32  # if the sums of a slab take more bytes, they are stored in host memory instead of on the device
 SLICES_PER_BLOCK = 16  # number of slices that are read and summed together for a 2D network
@@ -321,7 +320,7 @@ def _predict_batch(
             except ValueError as error:
                 raise MaskfoldError(
                     f"The network returned {format_shapes(outputs)} for a batch of shape {tuple(batch.shape)}, "
-                    f"expected {format_count(exp.network_channels, 'channel')}, and otherwise the shape of the batch.",
+                    f"expected {(len(batch), exp.network_channels, *batch.shape[2:])}.",
                     "Change model.args.",
                     status=2,
                 ) from error

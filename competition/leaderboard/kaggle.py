@@ -221,7 +221,8 @@ def _status_of(error: OSError) -> int | None:
 def _rejected_credentials(error: OSError) -> MaskfoldError:
     return MaskfoldError(
         f"Kaggle rejected the credentials ({_status_of(error)}).",
-        "Create a new token at https://www.kaggle.com/settings.",
+        "Create a new token at https://www.kaggle.com/settings. Replace the old one in ~/.kaggle/kaggle.json, or in "
+        "the variable KAGGLE_KEY or KAGGLE_API_TOKEN.",
     )
 
 
@@ -230,8 +231,8 @@ def _unreachable(error: OSError) -> MaskfoldError:
     reason = f"HTTP status {status_code}" if status_code else type(error).__name__
     return MaskfoldError(
         f"Kaggle cannot be reached: {reason}.",
-        "Check the network (the variable https_proxy sets a proxy). Then run the same command again, "
-        "which resumes the download.",
+        "Check the network (the variable https_proxy sets a proxy). Then run the same command again. "
+        "An interrupted download is resumed.",
     )
 
 
@@ -280,7 +281,7 @@ class KaggleSubmission:
 
 
 class UploadRejected(MaskfoldError):
-    """Report that Kaggle has rejected or not received a submission.
+    """Report that Kaggle has rejected a submission, or has not received it.
 
     Such a submission does not count towards the daily limit.
     """
@@ -395,7 +396,7 @@ def _number(text: Any) -> float | None:
 
 
 def _code(error: OSError) -> int | None:
-    """Return the status code of Kaggle's answer: the code in its body or, without one, the HTTP status."""
+    """Return the status code of Kaggle's answer: the code in its body or, if the body has none, the HTTP status."""
     body = _body(error)
     code = body.get("code") if isinstance(body.get("code"), int) else None
     return code or getattr(getattr(error, "response", None), "status_code", None)
@@ -445,7 +446,7 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
         )
     if COMPETITION_CLOSED_PATTERN.search(message):
         return UploadRejected(
-            f"{slug} accepts no more submissions ({code}){quoted}.",
+            f"The competition {slug} accepts no more submissions ({code}){quoted}.",
             f"Check at {rules.removesuffix('/rules')} whether late submissions are possible.",
         )
     if code == 403:
@@ -464,7 +465,7 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
     if code < 500:
         return UploadRejected(
             f"Kaggle rejected the submission ({code}){quoted}.",
-            f"Correct what Kaggle's message names. The rules of the competition are at {rules}.",
+            f"Correct what Kaggle's message names, or check the rules of the competition at {rules}.",
         )
     return MaskfoldError(
         f"Kaggle's server failed ({code}){quoted}.",

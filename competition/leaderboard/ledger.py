@@ -148,7 +148,7 @@ class Ledger:
         """Return all records, the oldest first.
 
         Raises:
-            MaskfoldError: a record is damaged, was edited, or has another version.
+            MaskfoldError: a record is damaged, was edited, or has another format version.
         """
         return sorted(
             (_read(path) for path in self.folder.glob("*.json") if not path.name.startswith(".")),
@@ -314,7 +314,7 @@ def _read(path: Path) -> UploadRecord:
     """Read a record from its file, and validate it.
 
     Raises:
-        MaskfoldError: the record is damaged, was edited, or has another version.
+        MaskfoldError: the record is damaged, was edited, or has another format version.
     """
     try:
         plain = parse_json_object(path.read_bytes())
@@ -322,7 +322,7 @@ def _read(path: Path) -> UploadRecord:
         plain.pop(DIGESTS_KEY, None)
         if (version := plain.pop("version")) != VERSION:
             raise MaskfoldError(
-                f"{path} has the version {version!r}, expected {VERSION}.",
+                f"{path} has the format version {version!r}, expected {VERSION}.",
                 "Use the Maskfold version that wrote this record, or move the record to another folder. The "
                 "host still has the scores.",
             )

@@ -49,7 +49,7 @@ class ScoreNoise:
     paired: int
 
     def __str__(self) -> str:
-        how = f"from {self.paired} common out-of-fold cases" if self.paired else "from the intervals of both files"
+        how = f"from {self.paired} common out-of-fold cases" if self.paired else "from the 95 % intervals of both files"
         return f"±{self.value:.4f} on {self.cases} public cases, {how}"
 
 
@@ -207,8 +207,8 @@ def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.Da
     if best_cv.sha256 == best_public.sha256 and best_cv.public == best_public.public:
         return None
     text = (
-        f"best by CV score: {format_time(best_cv)} (CV {best_cv.score:.4f}, public "
-        f"{best_cv.public:.4f}); best by public score: {format_time(best_public)} (CV "
+        f"best by CV score: the file of {format_time(best_cv)} (CV {best_cv.score:.4f}, public "
+        f"{best_cv.public:.4f}); best by public score: the file of {format_time(best_public)} (CV "
         f"{best_public.score:.4f}, public {best_public.public:.4f})"
     )
     score_noise = public_score_noise(best_cv, best_public, (tables.get(best_cv.id), tables.get(best_public.id)))

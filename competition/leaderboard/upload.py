@@ -92,15 +92,15 @@ def prepare_upload(
     if comp is None and path is not None:
         more = " In this YAML, set `submission.kaggle`." if at_kaggle else ""
         raise MaskfoldError(
-            f"It is unknown to which competition {path} belongs, because there is no valid JSON of "
-            "`maskfold submit` next to this file.",
+            f"It is unknown to which competition {path} belongs. The JSON of `maskfold submit` next to this file is "
+            "missing or invalid, or the YAML of its competition was not found.",
             f"Add --competition experiments/…/competition.yaml.{more}",
             status=2,
         )
     slug = slug or (comp.submission.kaggle if comp is not None else None)
     if not slug and at_kaggle:
         raise MaskfoldError(
-            f"The name of {comp.name if comp else 'the competition'} at Kaggle is unknown.",
+            f"The Kaggle name of the competition{f' {comp.name}' if comp else ''} is unknown.",
             "Add `submission: {kaggle: NAME}` to competition.yaml, or add --competition NAME. NAME is in "
             "the address of the competition at Kaggle.",
             status=2,
@@ -207,7 +207,7 @@ def _read_summary(path: Path | None) -> dict[str, Any]:
 
 
 def _from_yamls(name: str | None, slug: str | None, overrides: Sequence[str]) -> Competition | None:
-    """Return the competition in `experiments/` whose name is `name`; if `name` is None, whose name at Kaggle is `slug`.
+    """Return the competition in `experiments/` with the name `name` or, if that is None, with the Kaggle name `slug`.
 
     Invalid YAML files are skipped. If there is no such competition, return None.
     """
@@ -249,8 +249,8 @@ def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) 
     """Return the table of out-of-fold scores that belongs to a submission, with one row per case and class.
 
     The table next to the CSV is tried first. If only one run has a weight above 0, the tables in its folder are tried
-    next. A table is used only if its score equals the expected score in the summary JSON. If no table does, return
-    None.
+    next. A table is used only if its score equals the expected score in the summary JSON. If there is no such table,
+    return None.
 
     Args:
         path: path of the CSV; None for a notebook.

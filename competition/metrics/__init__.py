@@ -1,4 +1,7 @@
-"""Compute the metrics of a case, and scores over all cases with intervals; the decorator `metric` adds a metric."""
+"""Compute the metrics of a case, and the scores over all cases with confidence intervals.
+
+The decorator `metric` declares a function as a further metric.
+"""
 
 from competition.config.metric import metric
 

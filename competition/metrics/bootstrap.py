@@ -37,8 +37,8 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig, counted: Collection[str
     If all classes are left out, the score is the mean of the cases' scores, which all equal `metric.both_empty`.
 
     To compare the scores of several predictions of the same cases, pass `counted=classes_of(table_1, table_2, …)`.
-    Otherwise, a class that only one prediction contains, and no truth, would be left out of the other scores, and the
-    false positives could raise the score.
+    Otherwise, a class that only one of the predictions contains, and no truth, would count only in the score of this
+    prediction. Then its false positives could even raise this score, compared with the other scores.
 
     Args:
         scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice. The
@@ -219,8 +219,8 @@ def paired_gain(
     difference. So failures that do not occur in the few cases matter less here than for the interval of a single score.
     Maskfold uses this interval to decide whether to accept tuned post-processing, ensemble weights and soups.
 
-    A class that only one of the two tables has counts in both, so the gain may differ from the difference of two single
-    scores, from which such a class may be left out (see `cv_score`).
+    A class that occurs in only one of the two tables counts in the scores of both tables. `cv_score` of a single table
+    may leave out such a class. So the gain may differ from the difference of two results of `cv_score`.
 
     Args:
         before: scores as in `cv_score`.
@@ -267,9 +267,9 @@ def paired_difference_noise(
 ) -> float:
     """Estimate the sampling noise of the difference of two scores on the same `n_test` test cases.
 
-    Test sets of `n_test` cases are drawn with replacement from the given cases. An interval contains the share `level`
-    of the differences on these test sets, and the result is half its width. For a mean over cases, the result is about
-    1.96 s / √n_test, where s is the standard deviation of the differences per case.
+    Test sets of `n_test` cases are drawn with replacement from the given cases. The result is half the width of the
+    interval that contains the share `level` of the differences on these test sets. For a mean over cases, the result is
+    about 1.96 s / √n_test, where s is the standard deviation of the differences per case.
 
     Args:
         before: scores as in `cv_score`.

@@ -102,8 +102,9 @@ def count_object_matches(
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels where a later predicted object hides an earlier one; `predicted` has only the later.
-        true_hidden: pixels where a later true object hides an earlier one; `truth` has only the later.
+        predicted_hidden: pixels where a later predicted object hides an earlier one; `predicted` has only the later
+            object.
+        true_hidden: pixels where a later true object hides an earlier one; `truth` has only the later object.
 
     Returns:
         Three arrays (10,): true positives, false positives and false negatives.
@@ -150,8 +151,9 @@ def object_areas(
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the true objects, in the same form.
-        predicted_hidden: pixels where a later predicted object hides an earlier one; `predicted` has only the later.
-        true_hidden: pixels where a later true object hides an earlier one; `truth` has only the later.
+        predicted_hidden: pixels where a later predicted object hides an earlier one; `predicted` has only the later
+            object.
+        true_hidden: pixels where a later true object hides an earlier one; `truth` has only the later object.
 
     Returns:
         Three dictionaries with numbers of pixels: of predicted objects by predicted label, of true objects by true

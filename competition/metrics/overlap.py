@@ -64,7 +64,7 @@ def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
 
 
 def score_from_counts(config: MetricConfig, *sums: ArrayLike) -> Any:
-    """Compute a metric that supports `average: global` from sums over cases.
+    """Compute the score of a metric from sums over cases; the metric must support `average: global`.
 
     Args:
         config: section `metric`.
@@ -93,7 +93,7 @@ def sum_columns(config: MetricConfig, columns: Iterable[str]) -> tuple[str, ...]
     if missing := [name for name in names if name not in known]:
         raise MaskfoldError(
             f"The table of scores has no column {missing[0]}, but `average: global` of {metric.name} requires it.",
-            "Score the run again: delete result.json in each of its folds, and repeat `maskfold cv`.",
+            "Score the run again: delete result.json in each of its fold folders, and repeat `maskfold cv`.",
         )
     return names
 

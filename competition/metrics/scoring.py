@@ -141,7 +141,8 @@ def check_metric(comp: Competition) -> str | None:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise MaskfoldError(
-            f"The metric {comp.metric.name} cannot score a box against the same box shifted by two pixels: {reason}.",
+            f"The metric {comp.metric.name} failed in a trial (mask: a box; truth: the same box, shifted by two "
+            f"pixels): {reason}.",
             "Correct competition.metric.args, or the code that competition.metric.target names.",
             status=2,
         ) from error
@@ -152,8 +153,8 @@ def check_metric(comp: Competition) -> str | None:
         return None
     return (
         f"competition.metric.both_empty is {empty:g}, but lower values of {comp.metric.name} are better; so a case "
-        f"without the class in mask and truth scores {empty:g} instead of {best:g}. If the host counts it as correct, "
-        f"set competition.metric.both_empty={best:g}"
+        f"without the class in mask and truth scores {empty:g} instead of {best:g}. If the host counts such a case as "
+        f"correct, set competition.metric.both_empty={best:g}"
     )
 
 

@@ -410,7 +410,7 @@ def nearest_valid_sizes(is_valid: Callable[[PatchSize], bool], size: PatchSize) 
 
     Returns:
         The smaller and the larger size, in this order. If there is no smaller size, the list contains only the larger
-        one. If there is no larger size, no smaller size is searched for, and the list is empty.
+        one. If no larger size is found, the list is empty, even if a smaller size would be valid.
     """
     known: dict[PatchSize, bool] = {size: False}
 

@@ -66,17 +66,17 @@ class InitialMatch:
     by_order: bool = False
 
     def lines(self) -> list[str]:
-        """Return two lines: the first counts the loaded and the missing tensors, the second names their modules."""
+        """Return two lines for the user: the numbers of loaded and missing tensors, in total and then by module."""
         count = len(self.pairs) + sum(map(len, self.missing.values()))
         parts = [f"{len(self.pairs)} of {format_count(count, 'tensor')} loaded from {self.source}"]
         parts += ["layers were paired by their order"] if self.by_order else []
         parts += [f"{join_names(self.adapted)} adapted to the number of input channels"] if self.adapted else []
         parts += [f"{len(names)} not loaded ({reason})" for reason, names in self.missing.items() if names]
         parts += [f"not used: {format_count(len(self.unused), 'other tensor')} of the file"] if self.unused else []
-        names = f"loaded: {_modules(self.pairs)}"
+        names = f"number of tensors loaded into each module: {_modules(self.pairs)}"
         missing = [name for names_of_reason in self.missing.values() for name in names_of_reason]
-        names += f"; these modules keep their random weights: {_modules(missing)}" if missing else ""
-        names += f"; not used: {_modules(self.unused)}" if self.unused else ""
+        names += f"; number of tensors that keep random values: {_modules(missing)}" if missing else ""
+        names += f"; number of tensors of the file that are not used: {_modules(self.unused)}" if self.unused else ""
         return [f"{KEY}: {', '.join(parts)}", f"{KEY}: {names}"]
 
 
@@ -107,7 +107,7 @@ def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> 
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise MaskfoldError(
                 f"{KEY}: the tensor {source} in {path} contains NaN or infinite values.",
-                "Use an intact file of weights.",
+                f"Set {KEY} to a file that contains only finite values.",
                 status=2,
             )
         with torch.no_grad():

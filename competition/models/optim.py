@@ -56,7 +56,7 @@ def build_optimizer(
     rate = args.get("lr")
     if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
         raise MaskfoldError(
-            f"optimizer.args.lr: found {'nothing' if rate is None else rate}, expected a positive number.",
+            f"optimizer.args.lr: found {'no value' if rate is None else rate}, expected a positive number.",
             "Set optimizer.args.lr, for example to 1.0e-3. The schedule multiplies this rate by a factor.",
             status=2,
         )

@@ -203,7 +203,7 @@ def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
     if not tensors:
         raise MaskfoldError(
             f"{path} contains no state dictionary.",
-            "Save a state dictionary with torch.save(network.state_dict(), …), and use this file.",
+            f"Save a state dictionary with torch.save(network.state_dict(), …), and set {key} to the saved file.",
             status=2,
         )
     return tensors

@@ -26,7 +26,8 @@ Schedule = Callable[[float, ScheduleConfig], float]
 def with_warmup(schedule: Schedule) -> Schedule:
     """Return a schedule that consists of a linear warm-up and then the given schedule.
 
-    During the warm-up, which is the first share `warmup` of training, the factor rises from `WARMUP_START` to 1.
+    The setting `warmup` is the share of training that the warm-up takes. During the warm-up, the factor rises from
+    `WARMUP_START` to 1.
     """
 
     @wraps(schedule)
@@ -41,7 +42,7 @@ def with_warmup(schedule: Schedule) -> Schedule:
 def warmup_share(cfg: ScheduleConfig) -> float:
     """Return the share of training in which the learning rate rises.
 
-    If `warmup` is not set, the schedule `onecycle` uses a default share, and all other schedules use 0.
+    This share is the setting `warmup`. If `warmup` is 0, `onecycle` uses its default share instead.
     """
     return cfg.warmup or (ONECYCLE_PEAK if cfg.name == "onecycle" else 0.0)
 

@@ -34,8 +34,8 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     """Return every layout that fits a folder, with its classes, groups and submission format.
 
     Raises:
-        MaskfoldError (exit status 2): no layout fits, and the message describes the folder; or layouts fit, but none of
-            them has masks that can be read.
+        MaskfoldError (exit status 2): no layout fits, or no layout that fits has masks that can be read. If no layout
+            fits, the message describes the folder.
     """
     found = find_described(host)
     series: list[Series] = []
@@ -56,14 +56,15 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     if not readings:
         raise errors[0]
     best = min(layout.rank for layout in readings)
-    unused = [f"{layout.name} ({layout.summary}): not used" for layout in readings if layout.rank > best]
+    why = "not used, because a table of run lengths has the form of a known competition"
+    unused = [f"{layout.name} ({layout.summary}): {why}" for layout in readings if layout.rank > best]
     readings = [replace(layout, notes=(*layout.notes, *unused)) for layout in readings if layout.rank == best]
     remarks = _remarks_on(host)
     return [item.with_remarks(*remarks) for layout in readings for item in add_submission(find_groups(layout))]
 
 
 def _find_series(host: HostFolder) -> tuple[list[Series], dict[str, Role]]:
-    """Return all series of a folder, and the role of each, by pattern."""
+    """Return all series of a folder, and a dictionary from the pattern of each series to its role (image, mask, …)."""
     series = find_series(host)
     series += find_sessions(host, series) + find_ends(series) + find_sites(host)
     if len(series) > MAX_SERIES:
@@ -106,8 +107,8 @@ def _remarks_on(host: HostFolder) -> list[str]:
     remarks = []
     if host.broken:
         remarks.append(
-            f"{format_count(len(host.broken), 'link')} such as {host.broken[0]}: not read, because the files that "
-            "they point to are missing; if git-annex or DataLad manages the data, first get the content of the files"
+            f"{format_count(len(host.broken), 'link')}, such as {host.broken[0]}: not read, because the target of each "
+            "link is missing. If git-annex or DataLad manages the data, get the content of the files and run init again"
         )
     if (archive := packed_archive(host)) is not None:
         remarks.append(

@@ -113,8 +113,9 @@ def _from_tables(
 
     Returns:
         The rule for `group` or `stratum`, the reason for it, and remarks. The rule and the reason are empty if no
-        column is suitable. There is a remark for each column that is not used because it has two values for one id, and
-        for each column of groups that is not used because the table has no id or no value for a case.
+        column is suitable. There is a remark for each column that is not used because two rows of one id have different
+        values. For `group`, there is also a remark if a column is not used because the table lacks the id of a case, or
+        the column lacks its value.
     """
     conflicts = []
     for path in layout.folder.tables:
@@ -130,8 +131,8 @@ def _from_tables(
         if ids is None:
             if names and choose is _group_columns and (problem := _problem_of_ids(table, layout.ids)):
                 conflicts.append(
-                    f"{path} has a column {names[0]}, but {problem}, so it is not used; correct the table and run init "
-                    "again"
+                    f"{path} has a column {names[0]}, but {problem}, so the column {names[0]} is not used; correct the "
+                    "table and run init again"
                 )
             continue
         for name in names:
@@ -141,8 +142,8 @@ def _from_tables(
             )
             if twice is not None:
                 conflicts.append(
-                    f"{path} has several rows with different values of {name} for the id {twice}, so this column is "
-                    "not used; correct the table and run init again"
+                    f"{path} has several rows with different values of {name} for the id {twice}, so the column {name} "
+                    "is not used; correct the table and run init again"
                 )
                 continue
             plain = {strip_extension(case_id): value for case_id, value in values.items()}
@@ -152,8 +153,8 @@ def _from_tables(
             if lacking is not None:
                 if choose is _group_columns and len(counts) > 2:
                     conflicts.append(
-                        f"{path} has no {name} for the case {lacking}, so this column is not used; complete the table "
-                        "and run init again"
+                        f"{path} has no {name} for the case {lacking}, so the column {name} is not used; complete the "
+                        "table and run init again"
                     )
             elif accept(counts):
                 return (
@@ -205,8 +206,8 @@ def _is_stratum(counts: Counter[str]) -> bool:
 def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
     """Return the column of a table that contains the ids of all training cases.
 
-    If several columns contain all ids, only those without a repeated value count. If the table has a column `id`, only
-    this column may be returned. Return None if no column or more than one column remains.
+    If several columns contain all ids, columns in which a value occurs twice are left out. If the table has a column
+    `id`, only this column may be returned. Return None if no column or more than one column remains.
     """
     wanted = set(ids)
     complete = []
@@ -223,8 +224,8 @@ def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
 def _problem_of_ids(table: pandas.DataFrame, ids: tuple[str, ...]) -> str:
     """Return why `_id_column` returns None for a table whose rows describe the training cases.
 
-    The rows do so if one column has most of the ids, or has them without leading zeros, as a spreadsheet writes them.
-    Otherwise, return an empty text.
+    The rows describe the training cases if one column has most of the ids, possibly without leading zeros, as a
+    spreadsheet writes them. If no column has most of the ids, return an empty text.
     """
 
     def plain(text: str) -> str:
@@ -240,7 +241,7 @@ def _problem_of_ids(table: pandas.DataFrame, ids: tuple[str, ...]) -> str:
     values = {name for value in table[columns[0]] for name in (value, strip_extension(value))}
     lacking = next((case_id for case_id in ids if case_id not in values), None)
     if lacking is not None:
-        return f"its column {columns[0]} does not contain the id {lacking}"
+        return f"the column {columns[0]} does not contain the id {lacking}"
     return f"several columns may contain the ids ({join_names(columns)}), and none of them is called id"
 
 
@@ -343,7 +344,7 @@ def _advice_with_table(layout: Layout, folders: Mapping[str, str], name: str) ->
 
 
 def folders_of_cases(layout: Layout) -> dict[str, str]:
-    """Return, by training case, the folder that `*` in a pattern such as `*/{id}.png` matches.
+    """Return, for each training case, the folder that `*` in a pattern such as `*/{id}.png` matches.
 
     If several `*` match folders, as in `*/*/{id}.png`, this is the folder that may be the patient, see
     `_patient_folders`. In a layout of links (`LinkedFolder`), the folders are those whose names the ids contain. In any

@@ -62,7 +62,7 @@ class Options:
 
     Attributes:
         name: name of the competition; None means the folder's name.
-        layout: number of the layout among those that fit, from 1; None if the user named no number.
+        layout: number of the chosen layout in the list of layouts that fit, counted from 1; None without `--layout`.
         minutes: time budget of a fold in minutes; None means the plan's default.
         folds: number of folds; None means the plan's default.
         force: whether to replace existing YAML files.
@@ -92,7 +92,7 @@ def initialise(
         options: the user's choices.
         ask: function that asks the user on a terminal; None without a terminal.
         progress: function that shows the progress, as for `competition.explore.explore`.
-        say: function that takes lines about the timing of candidates.
+        say: function that receives a line of text before each timing of a candidate.
 
     Raises:
         MaskfoldError (exit status 2): the folder is missing, empty or without a known layout, or the files exist
@@ -222,7 +222,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
         line(
             "root",
             _relative(layout.folder.root),
-            reasons.get("root", "if the data are elsewhere, add competition.root=/path to the command"),
+            reasons.get("root", "if the data are elsewhere, add competition.root=/path to each command"),
         ),
         line("dimensions", layout.dimensions),
         line("classes", keys["classes"]),
@@ -322,7 +322,7 @@ def remarks_of(done: Initialised) -> list[str]:
 
 
 def counts_of(done: Initialised) -> str:
-    """Return a text with the numbers of training and test cases that the loader found."""
+    """Return a text with the numbers of training cases, test cases and, if `group` is set, groups."""
     train, test = (done.exploration.cases_of(split) for split in ("train", "test"))
     text = f"{format_count(len(train), 'training case')}, {format_count(len(test), 'test case')}"
     if done.exploration.comp.group is not None:

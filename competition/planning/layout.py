@@ -31,10 +31,11 @@ class Layout:
         keys: other keys of competition.yaml, by dotted path.
         reasons: reasons for the values of these keys, by dotted path.
         remarks: remarks on values that the user should check.
-        rank: 0 if a dataset.json or the table of a known competition determines the layout, otherwise 1.
+        rank: 0 if a dataset.json, or a table in the form of a competition that Maskfold knows, determines the layout;
+            otherwise 1. Layouts with rank 1 are not used if any layout has rank 0.
         mask_files: files of the masks by class ("" if one file has all classes), then by case.
         notes: remarks on files that were found but not used.
-        explained: files that a remark or a note explains, although no pattern matches them.
+        explained: files that no pattern matches, but that a remark or a note explains.
         listed: ids of the training cases if the patterns also match other files; otherwise None.
         test_listed: ids of the test cases if the pattern of the test images also matches other files; otherwise None.
         unlabelled: ids of the images without a mask.
@@ -92,7 +93,7 @@ class Layout:
 
     @property
     def summary(self) -> str:
-        """The layout's patterns in one line."""
+        """The patterns of the images and the masks (or the table of run lengths) in one line."""
         truth = self.masks if self.masks is not None else self.keys.get("train.rle", "")
         return f"{_short(self.images)} with {_short(truth)}"
 

@@ -93,7 +93,7 @@ class Measurement:
 
         Args:
             cases: number of training cases.
-            share: share of a case that patches cover, 0 to 1.
+            share: share of a median case that the patches of one step cover, 0 to 1.
         """
         if not self.device.startswith("cpu"):
             return self.memory_gib

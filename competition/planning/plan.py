@@ -51,7 +51,7 @@ class Row:
         candidate: the candidate.
         timing: its timing, measured or extrapolated.
         measurement: the measurement; None if the timing is extrapolated.
-        steps: steps that fit into the budget.
+        steps: number of training steps that fit into the time budget of a fold.
         enough: whether this number of steps is enough to train the candidate.
         chosen: whether the plan uses this candidate.
         note: reason why the candidate could not be measured; empty if it was measured.
@@ -71,10 +71,10 @@ class Plan:
     """Hold a plan: the keys of experiment.yaml, and the timed candidates.
 
     Attributes:
-        lines: keys of experiment.yaml with their reasons, without the user's own values.
+        lines: keys of experiment.yaml with the planned values and their reasons; `PlanOptions.pins` are not applied.
         minutes: time budget of a fold; None trains a fixed number of steps.
         threads: threads for which the candidates were measured.
-        rows: the measured candidates and the chosen one; empty if nothing was measured.
+        rows: a row for each measured candidate and for the chosen candidate; empty if nothing was measured.
         seconds: seconds that the measurements took.
         warnings: sentences for the user.
     """
@@ -118,7 +118,7 @@ def make_plan(
     Args:
         exploration: exploration of the competition.
         options: settings that the user chooses.
-        say: function that takes lines about the progress.
+        say: function that receives a line of text before each measurement.
         measure: function that measures an experiment, as `competition.planning.measure.measure` does.
         clock: function that returns the time in seconds.
 
@@ -180,8 +180,8 @@ class _Planner:
                 reason = next(iter(self.failed.values()))
                 raise MaskfoldError(
                     f"A step of the smallest network cannot be timed on this machine: {reason.rstrip('.')}.",
-                    "Correct the data or the YAML. For a plan without timing, run maskfold init on the folder of the "
-                    "data, with --no-measure and --name NAME.",
+                    "Correct the data or the YAML. For a plan without timing, give the folder of the data and a new "
+                    "name to this command: maskfold init FOLDER --no-measure --name NAME",
                 )
             while (pick := choose(self._possible(), self.known, self.budget, hope=HOPE)) not in self.known:
                 expected, left = self._expected_seconds(pick), PATIENCE - (self.clock() - start)
@@ -275,7 +275,7 @@ class _Planner:
             folder: folder for the files of all measurements.
             limit: seconds after which the measurement is stopped.
             precision: the precision of the network.
-            rows: rows of the case table; None means cases of median size.
+            rows: rows of the case table for the cases of the measurement; None means a few cases of about median size.
 
         Returns:
             The measurement, or the reason for its failure as text.
@@ -405,7 +405,7 @@ def table_rows(plan: Plan) -> list[list[str]]:
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
-    """Return the plan as the content of plan.json: the written values, and the table of candidates."""
+    """Return the content of plan.json: the planned values, the table of candidates, and the warnings."""
     from dataclasses import asdict
 
     return {

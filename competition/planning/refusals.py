@@ -58,8 +58,8 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
         blank = [pattern for pattern, role in roles.items() if role == "either" and has_word(pattern, MASK_WORDS)]
         if blank:
             return MaskfoldError(
-                f"{host.root} has {counts}. According to its name, `{blank[0]}` contains masks, but in each "
-                "mask that was read, all pixels have the same value.",
+                f"{host.root} has {counts}. The files `{blank[0]}` are named like masks, but in each of them that was "
+                "read, all pixels have the same value.",
                 f"Check that these files are complete. {BY_HAND}",
                 status=2,
             )
@@ -70,7 +70,7 @@ def no_layout_error(host: HostFolder, series: Sequence[Series], roles: dict[str,
         if (archive := packed_archive(host)) is not None:
             return MaskfoldError(
                 f"{host.root} has {counts}, but no masks and no table of run lengths. {archive} is still packed.",
-                f"Unpack {archive} there, and run maskfold init again.",
+                f"Unpack {archive} in this folder, and run maskfold init again.",
                 status=2,
             )
         kinds = [item for item in series if not item.whole and not is_role_name(item.label)] or list(series)
@@ -118,8 +118,8 @@ def _unread_truth(
         header = header_of(first_path(host, item)) if has_word(item.pattern, MASK_WORDS) else None
         if header is not None and header.channels > 1 and item.kind == "single":
             return MaskfoldError(
-                f"{host.root} has {counts}. According to its name, `{item.pattern}` contains masks, but each "
-                f"file has {header.channels} channels or time points, expected 1.",
+                f"{host.root} has {counts}. The files `{item.pattern}` are named like masks, but each file has "
+                f"{header.channels} channels or time points, expected 1.",
                 "Write one label file for each case. If the data have time points, make each time point a "
                 f"case. {BY_HAND}",
                 status=2,

@@ -100,7 +100,7 @@ def replan(
         minutes: time budget of a fold in minutes; None means the budget in the file or, without one, the default.
         trust: packages that the `target` keys of the YAML may name, in addition to Maskfold's own list.
         read: function that explores the experiment's competition.
-        say: function that takes lines about the progress.
+        say: function that receives a line of text before each measurement.
 
     Raises:
         MaskfoldError: the file is invalid or sets `patch.slices` or `first_stage` (exit status 2), no training case

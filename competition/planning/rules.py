@@ -71,7 +71,7 @@ class Grid:
 
     @property
     def times(self) -> str:
-        """The factor, for texts."""
+        """The grid's factor as text, for example `1.5`."""
         return f"{self.factor:.{2 if self.spacing is None else 3}g}"
 
 
@@ -108,7 +108,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Description of the candidate, for the table."""
+        """Description of the candidate, for the printed table of candidates."""
         grid = "own grid" if self.grid.factor == 1 else f"{self.grid.times}× coarser"
         return f"{grid}, {self.settings}"
 

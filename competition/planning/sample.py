@@ -84,16 +84,18 @@ def add_submission(layout: Layout) -> list[Layout]:
     else:
         layout = layout.with_keys(
             {"submission.rle": {"order": "column", "base": 1, "empty": ""}},
-            {"submission.rle": "no file shows the format of run lengths; most hosts count column by column, from 1"},
-        ).with_remarks("no file shows the order of the run lengths of the submission, so check submission.rle")
+            {"submission.rle": "no file shows how the host counts pixels; most hosts count column by column, from 1"},
+        ).with_remarks(
+            "no file shows in which order the run lengths of a submission count the pixels, so check submission.rle"
+        )
     return _name_classes(layout, sample)
 
 
 def _duplicate_remarks(layout: Layout, sample: Sample) -> list[str]:
     """Return a list with a remark on repeated rows of the sample submission; an empty list if no row is repeated.
 
-    A row is repeated if its id, or its id and class if there is a column of classes, are those of another row. Without
-    the remark, the user would learn only after the training that `maskfold submit` refuses such a file.
+    A row is repeated if another row has the same id and, if there is a column of classes, the same class. Without the
+    remark, the user would learn only after the training that `maskfold submit` refuses a file with repeated rows.
     """
     profile = layout.keys.get("submission.profile")
     cls = sample.cls if profile is None else get_profile(profile).class_column
@@ -109,18 +111,19 @@ def _duplicate_remarks(layout: Layout, sample: Sample) -> list[str]:
     ]
     if not repeated:
         return []
-    what = "an id" if len(columns) == 1 else "an id with its class"
+    what = "each id" if len(columns) == 1 else "each pair of id and class"
     return [
         f"{sample.path} has several rows for {name_some(repeated)}. `maskfold submit` refuses this file, because "
-        f"{what} must have only one row. Remove the other rows, or download the file again"
+        f"{what} must have only one row. Remove the repeated rows, or download the file again"
     ]
 
 
 def _find_test(layout: Layout, sample: Sample) -> Layout:
     """Set the test images to the images that the sample submission names, if these images are in one folder.
 
-    If training images or masks are in the same folder, the test cases are listed. They are then no training cases,
-    although images without a row in the table of run lengths are otherwise read as empty.
+    If the pattern of the test images also matches training images or masks, `test.cases` lists the test images. Images
+    without a row in a table of run lengths are read as training cases with an empty mask; if the test images are among
+    them, they are removed from the training cases.
     """
     images = layout.images
     if not isinstance(images, str) or "{z}" in images or images.count("{id}") != 1:

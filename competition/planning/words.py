@@ -1,4 +1,4 @@
-"""Tell from names of folders and files whether they are masks or images, for training or test, and which channel."""
+"""Tell from the name of a folder or file what it contains: masks or images, which split, and which channel."""
 
 from __future__ import annotations
 

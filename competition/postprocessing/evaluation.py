@@ -157,8 +157,9 @@ class CaseScorer:
     Attributes:
         oof: the out-of-fold predictions.
         rows: rows of the case table by id.
-        settings: section `postprocess` of the experiment. The steps to score are arguments of the methods; `score`
-            uses only the key `number`, because it scores each class by itself.
+        settings: section `postprocess` of the experiment. Its key `steps` is not used, because the methods receive the
+            steps to score as arguments. The method `score` uses only the key `number`, because `forbid_overlap` needs
+            the masks of all classes at once.
     """
 
     oof: EnsembleOof

@@ -370,8 +370,8 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
     """Merge neighbouring regions of a watershed if the lower of their two peaks is not clearly above their saddle.
 
     The saddle of two regions is the highest point of their common border. Saddles are processed from the highest to the
-    lowest. At each saddle, the regions on either side are already joined with all regions that higher saddles connect
-    to them. So the two peaks are the highest peak of each side.
+    lowest. Each side of a saddle consists of a region and all regions that higher saddles connect to it, merged or not.
+    The two peaks are the highest peak of each side.
 
     The result resembles a watershed from the peaks of `skimage.morphology.h_maxima`, but takes less time. `h_maxima`
     also separates two peaks of equal height if the saddle is high, so it cuts rings into pieces.

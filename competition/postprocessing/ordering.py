@@ -147,7 +147,8 @@ def split_touching(
     Args:
         row: (*spatial) bool mask of all objects in the row, e.g. of all vertebrae.
         votes: (*spatial) integers, the network's labels: index of the most probable class at each voxel.
-        split: minimum thickness of a core, as a share of the maximum; None to use connected components as objects.
+        split: minimum thickness of a core, as a share of the maximum thickness; None to use connected components as
+            objects.
         spacing: voxel size in mm along each axis.
         upwards: (3,) mm, one value per voxel axis: how far one step along the axis moves towards the end of the row at
             which the first class lies.
@@ -242,7 +243,7 @@ def _objects_by_votes(
     - Nearly all voxels of each large class are in one connected piece.
     - No class is much larger than the median object.
     - Nearly all voxels of each core have the same class. This condition does not apply to the core of an object
-      that is as large as two.
+      that is as large as two objects.
 
     The largest piece of each large class keeps its class. A smaller piece keeps its class if it contains no core, is
     not surrounded by other pieces, and is at the right position in the row. All other pieces become 0, so that the

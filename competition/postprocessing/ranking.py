@@ -43,8 +43,8 @@ def best_run(
     candidates = _without_imported(candidates, comp, say)
     if not candidates:
         raise MaskfoldError(
-            f"Below {RUNS_FOLDER}, no trained run of {comp.name} has the competition's present metric and "
-            "has finished all its folds, so there is no score to compare.",
+            f"--best: below {RUNS_FOLDER}, no trained run of {comp.name} with the competition's present metric has "
+            "finished all its folds.",
             "Finish a run with `maskfold cv`, or name a run instead of --best.",
         )
     direction = comp.metric.direction
@@ -73,8 +73,8 @@ def _without_imported(
     best = max(imported, key=rank, default=None)
     if best is not None and (not trained or rank(best) > max(map(rank, trained))):
         say(
-            f"note: {best[2].parent.name}/{best[2].name} has a better score ({best[0].value:.4f}), but was "
-            "imported, so it has no networks"
+            f"note: {best[2].parent.name}/{best[2].name} has the best score ({best[0].value:.4f}), but was "
+            "imported, so it has no networks, and --best ignores it"
         )
     return trained
 

@@ -148,7 +148,7 @@ class Gate(Step):
     def find_problem(self, exp: Experiment) -> str | None:
         """Return the problem if the experiment has no presence head; see `Step.find_problem`."""
         if exp.gate is None:
-            return "the step `gate` requires a presence head; to train one, set the section `gate`"
+            return "the step `gate` requires a presence head; to train one, add the section `gate` to the experiment"
         return None
 
 
@@ -305,7 +305,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return steps with sizes below those of nearly all labelled objects; an empty list without such sizes."""
+        """Return steps with sizes below those of nearly all labelled objects; an empty list if no size is suitable."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []

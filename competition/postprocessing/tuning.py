@@ -1,8 +1,8 @@
-"""Search the best post-processing steps of each class on out-of-fold predictions, and estimate their gain.
+"""Search for the best post-processing steps of each class on out-of-fold predictions, and estimate their gain.
 
 If the gain is measured on the cases on which the steps were tuned, it is too optimistic. So for each fold, the search
-is repeated on the other folds, and the steps that it finds are scored on the fold that was left out. The score over all
-folds is called nested.
+is repeated on the other folds, and the steps that it finds are scored on the fold that was left out. The resulting
+score over all folds is called the nested score.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class TuningResult:
 
     def report_lines(self) -> list[str]:
         """Return the result as lines for the user."""
-        interval = f"95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}"
+        interval = f"95 % interval {self.gain.low:+.4f} to {self.gain.high:+.4f}"
         head = (
             f"post-processing: score {self.before:.4f} before tuning, {self.after:.4f} after tuning on the same cases; "
             f"nested score {self.nested:.4f} (gain {self.gain.value:+.4f}, {interval})"
@@ -103,7 +103,7 @@ class TuningResult:
         if gain is not None:
             steps.insert(
                 0,
-                f"step gate: including it in the search changes the nested score by {gain.value:+.4f} (95 % "
+                f"step gate: if the search includes it, the nested score improves by {gain.value:+.4f} (95 % interval "
                 f"{gain.low:+.4f} to {gain.high:+.4f}): {'used' if is_significant(gain) else 'not used'}",
             )
         if self.kept:
@@ -120,7 +120,7 @@ class TuningResult:
 def tune_postprocessing(
     evaluation: OofScores, seed: int, groups: dict[str, str] | None, context: Context = Context()
 ) -> TuningResult:
-    """Search the best steps of each class by coordinate descent, and estimate their gain.
+    """Search for the best steps of each class by coordinate descent, and estimate their gain.
 
     The first search uses all cases. Then, for each part of the cases (usually a fold), another search leaves out this
     part.
@@ -207,7 +207,7 @@ def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int)
 
 
 class _CoordinateDescent:
-    """Search the best steps by coordinate descent, on several subsets of the cases at the same time.
+    """Search for the best steps by coordinate descent, on several subsets of the cases at the same time.
 
     A subset consists of all cases except one part; the part None stands for the search on all cases. All searches share
     the scores of lists of steps.

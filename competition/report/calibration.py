@@ -1,4 +1,4 @@
-"""Write the section of a run's HTML report on calibration: reliability diagrams, errors, and Dice by threshold.
+"""Write the calibration section of a run's HTML report: reliability diagrams, calibration errors, Dice by threshold.
 
 A network is calibrated if its probabilities are frequencies: of the pixels with the probability 0.8 for a class, 80 %
 belong to the class.
@@ -178,14 +178,14 @@ def draw_thresholds(
 ) -> None:
     """Draw the mean Dice of each class as a function of the probability threshold.
 
-    The mean Dice of the run itself is marked. A second line shows, for the cases without the class, the share of empty
-    masks at each threshold.
+    A ring at the threshold 0.5 marks the mean Dice of the run's masks. If there are cases without the class, a dotted
+    line shows the share of these cases whose mask is empty at each threshold.
 
     Args:
         tallies: counts of each class.
         classes: names of the classes.
         shown: indices of the classes to draw.
-        scored: mean Dice of each class in the run.
+        scored: mean Dice of each class in the run, which the ring marks.
         exclusive: whether classes are exclusive, so that the run assigns each pixel its most probable class.
         path: path of the figure.
     """
@@ -244,15 +244,17 @@ PIXELS_PER_CHUNK = 2**21  # number of pixels that are processed at once
 
 @dataclass
 class CalibrationCounts:
-    """Collect histograms of the probability of one class over all cases, and its Dice at each threshold.
+    """Collect histograms of the probability of one class over all cases, and the Dice of each case by threshold.
+
+    The mask of a threshold consists of the pixels whose probability is above the threshold.
 
     Attributes:
         pixels: (61,) histogram: entry k is the number of pixels with a probability in ((k - 1)/60, k/60]. Entry 0 is
             the number of pixels with the probability 0.
-        positives: (61,) number of those pixels in each entry that belong to the class.
-        sums: (61,) sum of the probabilities of the pixels in each entry.
-        dice: for each case with the class, (19,) Dice of the mask above each threshold.
-        left_empty: for each case without the class, (19,) bool: whether the mask above each threshold is empty.
+        positives: (61,) like `pixels`, but only pixels that belong to the class are counted.
+        sums: (61,) for each entry of `pixels`, the sum of the probabilities of its pixels.
+        dice: for each case with the class, (19,) Dice of the masks of the 19 thresholds.
+        left_empty: for each case without the class, (19,) bool: whether the masks of the 19 thresholds are empty.
     """
 
     pixels: Ints = field(default_factory=lambda: np.zeros(HISTOGRAM_STEPS + 1, np.int64))
@@ -276,7 +278,7 @@ class CalibrationCounts:
 
     @property
     def absent(self) -> bool:
-        """Whether the labels of no case contain the class."""
+        """Whether the class is absent from the labels of all cases."""
         return not self.positives.any()
 
     def bins(self) -> tuple[Ints, Floats, Floats]:

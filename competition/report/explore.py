@@ -258,7 +258,7 @@ def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
     """Draw a histogram for each class: the share of a case that the class covers.
 
     Returns:
-        The indices of the classes that were drawn; if there are many classes, only the largest ones are.
+        The indices of the drawn classes. If there are many classes, only the largest ones are drawn.
     """
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     totals = [sum(int(truth.voxels[index]) for truth in truths) for index in range(len(exploration.comp.classes))]

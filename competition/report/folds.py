@@ -62,8 +62,8 @@ def _table(results: RunResults, scores: dict[int, pd.Series]) -> Table:
         for fold, series in scores.items()
     }
     rows += [
-        ["median case", *(format_score(float(scores[fold].median())) for fold in folds)],
-        ["worst case", *(worst[fold] for fold in folds)],
+        ["median score of a case", *(format_score(float(scores[fold].median())) for fold in folds)],
+        ["case with the worst score", *(worst[fold] for fold in folds)],
     ]
     training = [
         ["steps", *(", ".join(str(one.steps) for one in members[fold]) for fold in folds)],

@@ -161,8 +161,8 @@ def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
 
     Args:
         output: path of the page.
-        old_names: regular expression for the names of figures. Figures of an earlier page that match it and were not
-            written again are removed.
+        old_names: regular expression for the names of figures. If the name of an earlier page's figure matches, and the
+            block has not written this figure again, the figure is removed.
 
     Yields:
         The temporary folder.
@@ -207,7 +207,8 @@ def output_lock(folder: Path, output: Path) -> Iterator[None]:
         except MaskfoldError as error:
             raise MaskfoldError(
                 error.message,
-                f"Wait until the other process has ended, or write the page to another folder: -o {output.name}.",
+                "Wait until the other process has ended, or write the page to another folder, such as the current one: "
+                f"-o {output.name}.",
                 status=error.status,
             ) from error
         yield

@@ -320,7 +320,7 @@ def _draw_case(
         load_unchanged_mask(comp, row),
         masks,
         comp,
-        f"{row.id} · {chosen.kind}, {chosen.rank} of {total}",
+        f"{row.id} · {chosen.kind}, rank {chosen.rank} of {total}",
         spacing=json.loads(row.spacing),
         dice=dice,
         affine=image.affine,

@@ -148,7 +148,7 @@ def _interval_bars(points: Sequence[UploadRecord], axes: Axes, x: np.ndarray, y:
     for record, cv, public in zip(points, x, y, strict=True):
         low, high = record.cv.get("low"), record.cv.get("high")
         if low is not None and high is not None:
-            _bar(axes, [low, high], [public, public], "95 % of CV", labels)
+            _bar(axes, [low, high], [public, public], "95 % interval of CV", labels)
         low, high = record.expected.get("low"), record.expected.get("high")
         if low is not None and high is not None:
             _bar(axes, [cv, cv], [low, high], "95 % of public test sets", labels, light=True)

@@ -1,4 +1,4 @@
-"""Write the section of a run's HTML report on methods: a text with the settings and scores of the run, and references.
+"""Write the methods section of a run's HTML report: a text with the settings and scores of the run, and references.
 
 The text can be used as a draft for the methods section of a paper.
 """
@@ -60,7 +60,7 @@ class Citations:
 
         Args:
             key: key in `references.yaml`, e.g. the import path of a class.
-            what: the subject of the citation, which the table of references shows.
+            what: the purpose of the citation, e.g. `network`, for the column `used for` of the table of references.
         """
         text = find_reference(key)
         if text is None:
@@ -153,9 +153,10 @@ def _preprocessing(exp: Experiment) -> str:
         parts.append(f"resized to a longer side of {prepare.long_side} pixels")
     intensity = {
         "zscore": "normalised to zero mean and unit variance",
-        "percentile": f"clipped to the percentiles {_numbers(prepare.percentiles, ' and ')} and scaled",
+        "percentile": f"clipped to the percentiles {_numbers(prepare.percentiles, ' and ')} and normalised to zero "
+        "mean and unit variance",
         "window": f"windowed to level and width {_numbers(prepare.window or [], ' and ')}",
-        "minmax": "scaled to their range",
+        "minmax": "scaled from their range to [0, 1]",
         "none": "",
     }[prepare.intensity]
     parts += [intensity] if intensity else []
@@ -189,7 +190,7 @@ def _network(run: Run, citations: Citations) -> str:
     if exp.first_stage is not None:
         text += (
             "; further input channels were the class probabilities that a first network predicted (a cascade); in "
-            "training and validation, this first network was not trained on the case"
+            "training and validation, each case was predicted by a first network that was not trained on this case"
         )
     return f"{text}."
 
@@ -266,11 +267,11 @@ def _inference(exp: Experiment) -> str:
     text = f"Cases were predicted with windows that overlap by {100 * exp.inference.overlap:g} %"
     passes, views = count_passes(exp), [view for axis in exp.patch.axes for view in tta_views(exp, axis)]
     if len(exp.patch.axes) > 1:
-        text += f", and their probabilities along {len(exp.patch.axes)} axes were averaged"
+        text += f"; the probabilities from slices along {len(exp.patch.axes)} axes were averaged"
     if passes > len(exp.patch.axes):
         kinds = {"flips": any(view.flips for view in views), "quarter turns": any(view.quarter_turns for view in views)}
         names = join_names([name for name, is_used in kinds.items() if is_used])
-        text += f", averaged over {passes} views of the image (test-time augmentation by {names})"
+        text += f"; the probabilities of {passes} views of the image (test-time augmentation by {names}) were averaged"
     return f"{text}."
 
 

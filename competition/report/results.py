@@ -110,7 +110,7 @@ class RunResults:
     def counted(self) -> RunScores:
         """Return the run's scores; the field `counted` is the score of the masks that `maskfold submit` would write.
 
-        If the stored scores cannot be used, this field is the result of `score()`.
+        If `competition.runs.summary.run_scores` finds no valid scores, this field is the result of `score()`.
         """
         try:
             scores = run_scores(self.run, self.summary)

@@ -41,7 +41,7 @@ def check_review_output(page: Path, run: Run) -> None:
     if page.suffix.lower() not in (".html", ".htm"):
         raise MaskfoldError(
             f"--output: found {page}, expected a file name that ends in .html.",
-            "Give the name of a file, for example -o review.html. The CSV gets the same name.",
+            "Give the name of a file. For example, -o review.html writes the page review.html and the CSV review.csv.",
             status=2,
         )
     table = page.with_suffix(".csv")

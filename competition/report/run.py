@@ -140,7 +140,7 @@ def _missing_folds(results: RunResults) -> str:
         )
     if partly:
         sentences.append(
-            f"In these folds, only some seeds have a result (fold numbers: {', '.join(map(str, partly))})."
+            f"Only some seeds have a result in the folds with these numbers: {', '.join(map(str, partly))}."
         )
     return " ".join(sentences)
 
@@ -214,8 +214,8 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
 def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int, bool]:
     """Return the gain of a run's score over the score of another run, on the cases that both have predicted.
 
-    If post-processing was tuned for both runs, their nested scores are compared. Otherwise, scores without tuned
-    post-processing are compared.
+    If post-processing was tuned for both runs, their nested scores are compared: in these, the steps for each fold were
+    tuned on the other folds. Otherwise, scores without tuned post-processing are compared.
 
     Args:
         results: results of the run.
@@ -255,8 +255,8 @@ def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] |
 def find_previous_best(run: Run) -> PreviousBest | None:
     """Return the run with the best score among the finished runs that ended before `run`; None if there is none.
 
-    Only runs of the same competition and metric, with the same settings of the metric, are compared. They are in the
-    same folder of runs.
+    The candidates are the runs that are in the same folder of runs, and have the same competition and the same metric
+    with the same settings.
     """
     end = get_end_time(run.folder)
     candidates = []

@@ -159,9 +159,9 @@ def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Seque
 
 
 def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
-    """Copy a figure into the page's folder, and return its entry for the template.
+    """Copy a figure into the page's folder, and return a dictionary with its copy, name and file for the template.
 
-    If the file of the figure is missing, `picture` of the entry is None.
+    If the file of the figure is missing, `picture` of the dictionary is None.
 
     Args:
         path: path of the figure.

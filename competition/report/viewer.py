@@ -138,8 +138,8 @@ def viewer_section(results: RunResults, oof: OofPredictions, cases: Sequence[str
 def encode_case(row: SimpleNamespace, oof: OofPredictions, comp: Competition, budget: int) -> dict[str, Any]:
     """Return the data of a case for the viewer.
 
-    The slices have the first of the sizes in `LIMITS` with which the data fit into `budget` bytes. If none fits, they
-    have the last size.
+    The sizes in `LIMITS` are tried in order until the data fit into `budget` bytes. If no size fits, the slices have
+    the last size.
 
     Args:
         row: row of the case table.
@@ -285,14 +285,14 @@ def _encode(slices: Slices) -> dict[str, Any]:
 
 
 def _set_numbers(masks: NDArray[np.bool_], sets: list[tuple[int, ...]]) -> NDArray[np.uint8]:
-    """Return the numbers that stand for the classes at each pixel, (slices, rows, columns) uint8; 0 for no class.
+    """Return one number per pixel, which stands for the classes at the pixel: (slices, rows, columns) uint8.
 
-    Classes may overlap, so a pixel can belong to several. Each combination of classes gets a number.
+    A pixel without a class has the number 0. Classes may overlap, so each combination of classes gets its own number.
 
     Args:
         masks: (slices, K, rows, columns) bool.
         sets: the combinations that have a number; the combination with the number n is at index n - 1. New combinations
-            are appended. If there are more than `MAX_SETS`, pixels with further combinations get 0.
+            are appended, up to `MAX_SETS` combinations; pixels with further combinations get 0.
     """
     numbers = np.zeros((masks.shape[0], *masks.shape[2:]), np.uint8)
     where = np.nonzero(masks.any(axis=1))

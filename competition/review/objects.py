@@ -85,7 +85,7 @@ class _Objects:
             by: (H, W) second label image; the sums are computed separately for each of its labels.
             suspect: (H, W) whether the label of a pixel is suspect.
             evidence: (H, W) evidence of each pixel.
-            count: number of labels, with background.
+            count: number of labels, including the background.
         """
         import cc3d
 
@@ -141,7 +141,7 @@ def find_in_slice(
         predicted: (H, W) predicted label of each pixel; 0 if the pixel is ignored.
         suggested: (H, W) suggested label of each suspect pixel, plus 1; 0 for other pixels. See `Rule.suspects`.
         evidence: (H, W) evidence of each pixel, see `Rule.suspects`.
-        count: number of labels, with background.
+        count: number of labels, including the background.
     """
     suspect = suggested > 0
     if not suspect.any():

@@ -175,7 +175,7 @@ def count_labels(read: ReadRows, labels: Labels, count: int) -> list[ClassCounts
     Args:
         read: function that returns the probabilities of some rows, as for `Rule.suspects`.
         labels: (*spatial) uint8; 255 is ignored.
-        count: number of labels, with background.
+        count: number of labels, including the background.
     """
     counts = [ClassCounts() for _ in range(count)]
     rows = max(1, VOXELS_PER_CHUNK // max(1, int(np.prod(labels.shape[1:]))))

@@ -105,7 +105,7 @@ def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyCon
                 source,
                 key,
                 f"{key} is not set in the YAML{_describe_nearest(plain, key)}",
-                f"Set {key} in the YAML to the value that trial 0 shall have.",
+                f"Correct the key in study.space. Or set {key} in the YAML to the value that trial 0 shall have.",
             )
         stored[key] = (
             _choice_label(source, key, dimension, value)

@@ -94,8 +94,8 @@ def open_storage(url: str | None) -> Any:
 def repeat_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, is_killed: bool = True) -> bool:
     """Put a copy of a trial whose process ended into Optuna's queue.
 
-    If processes that ran this trial were killed more than `MAX_RETRIES` times, the copy is a failed trial instead.
-    Without the copy, the trial would be missing among the trials, and the study could lose trial 0.
+    If processes that ran this trial were killed more than `MAX_RETRIES` times, the copy is not queued, but has the
+    state FAIL. Without the copy, the trial would be missing among the trials, and the study could lose trial 0.
 
     Args:
         study: Optuna's study.
@@ -190,7 +190,7 @@ def _checked_url(url: str) -> str:
     expected = (
         "a file, such as sqlite:///optuna.db"
         if parsed.drivername == "sqlite"
-        else f"PostgreSQL or SQLite instead of {parsed.drivername}"
+        else "an address that begins with postgresql:// or sqlite:///"
     )
     raise MaskfoldError(f"--storage: found {hide_password(url)}, expected {expected}.", hint, status=2)
 
@@ -228,7 +228,7 @@ def study_lock(storage: Any, name: str) -> Iterator[Any]:
         path = Path(storage.engine.url.database or ".").with_suffix(".lock")
         file = open(path, "w")  # noqa: SIM115 - closed by `release`
         message = threading.Timer(
-            QUIET_SECONDS, logger.warning, ("Waiting until another process releases the study (%s).", path)
+            QUIET_SECONDS, logger.warning, ("Waiting until another process releases the study (lock: %s).", path)
         )
         message.daemon = True
         message.start()

@@ -360,7 +360,8 @@ def requeue_stale_trials(session: StudySession, context: Context) -> None:
             except (ValueError, RuntimeError):
                 continue  # another process was faster
             is_repeated = repeat_trial(session.optuna_study, trial)
-            what = "is repeated, and its folds resume" if is_repeated else "counts as failed after so many kills"
+            failed = "counts as failed, because its processes were killed too often"
+            what = "is repeated, and its folds resume" if is_repeated else failed
             context.say(f"the process of trial {trial.number} was killed; the trial {what}")
 
 
@@ -496,7 +497,7 @@ def _best(record: dict[str, Any]) -> list[int]:
 
 
 def _violations(session: StudySession, trial: Any) -> str | None:
-    """Return the constraints that a complete trial violates, as text; None if it violates none or is not complete."""
+    """Return the constraints that a complete trial violates, as text; None for any other trial."""
     if trial.state.name != "COMPLETE":
         return None
     bounds = session.config.constraints

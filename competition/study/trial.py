@@ -106,7 +106,7 @@ def check_objectives(source: ExperimentSource, config: StudyConfig, classes: lis
 def check_pruner(source: ExperimentSource, config: StudyConfig, metric: MetricConfig) -> None:
     """Check that the pruner, which compares scores by the competition's metric, fits the objective of the study.
 
-    If better scores are not better values of the objective, e.g. of `minutes`, the pruner would stop good trials.
+    The pruner stops trials with worse scores. If the objective is e.g. `minutes`, such trials may be the best ones.
 
     Args:
         source: the experiment's file and overrides, for the location in messages.
@@ -122,9 +122,9 @@ def check_pruner(source: ExperimentSource, config: StudyConfig, metric: MetricCo
     fits = objective == "score" or (objective not in MINIMISED and metric.direction is Direction.HIGHER)
     if not fits:
         raise MaskfoldError(
-            f"{source.locate('pruner')}: study.pruner: found {config.pruner}, expected none, because pruners compare "
-            f"scores, but the objective is {objective}.",
-            "Set study.pruner=none, or the objective score.",
+            f"{source.locate('pruner')}: study.pruner: found {config.pruner}, expected the value none, because "
+            f"pruners compare scores, but the objective is {objective}.",
+            "Set study.pruner=none or study.objectives=[score].",
             status=2,
         )
 

@@ -55,7 +55,7 @@ class CheckpointAverager:
         self.folder, self.k, self.by_score, self.direction = folder, k, by_score, direction
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Save the weights of an epoch if it is among the last or best `k`; remove files of epochs that no longer are.
+        """Save the weights of an epoch if it is one of the last or best `k`; keep only the files of these `k` epochs.
 
         If only the last epoch counts (`k` is 1 and `by_score` is False), nothing is saved, because the checkpoint of
         the fold contains the weights of that epoch.
@@ -140,8 +140,8 @@ class UniformSoup:
     first. NaN ranks last; a half has the score NaN if its cases contain no class.
 
     Args:
-        folder: folder of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; created when the first file is
-            written.
+        folder: folder of the files, which is created when the first file is written. A file name is, for example,
+            `epoch_000012_0.831_0.842_0.820.safetensors`.
         exp: the experiment; `training.soup` is k. If k is 1, no checkpoint is stored.
         fold: number of the fold.
         cases: rows of the case table with the fold's validation cases. If None (no validation), no checkpoint is

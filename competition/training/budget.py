@@ -120,7 +120,7 @@ class StepBudget:
             step: number of completed steps; 0 for a new fold.
             elapsed: seconds since the fold started, including the time of earlier processes.
             reserve: seconds that the fold needs after its last step.
-            validation_due: whether an epoch ended with this step and still has to be validated.
+            validation_due: whether the last completed step ended an epoch that still has to be validated.
         """
         if self.seconds is None:
             return

@@ -377,24 +377,25 @@ def _check_same_training(run: Run) -> None:
     """Check that `run.devices` and `training.on_nan` fit the way in which the finished folds were trained.
 
     Raises:
-        MaskfoldError: a finished fold was trained on another number of devices, or has treated non-finite values in
-            another way than `training.on_nan` does now.
+        MaskfoldError: a finished fold was trained on another number of devices than `run.devices`, or treated
+            non-finite values in another way than `training.on_nan` now requires.
     """
     devices, on_nan = run.exp.run.devices, run.exp.training.on_nan
     samples = run.exp.training.batch_size * run.exp.training.accumulate  # per device and step
     for result in run.results():
         if result.devices != devices:
             raise MaskfoldError(
-                f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices} "
-                f"({result.devices * samples} samples per step), but run.devices is now {devices}.",
+                f"The fold in {run.member_folder(result.fold, result.seed)} was trained with "
+                f"run.devices={result.devices} ({result.devices * samples} samples per step), but "
+                f"run.devices is now {devices}.",
                 f"Set run.devices={result.devices}, or start another run with --new.",
             )
         if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
             restored, skipped = format_count(result.restored, "time"), format_count(result.skipped, "step")
             how = f"went back to an earlier step {restored}" if result.restored else f"skipped {skipped}"
             raise MaskfoldError(
-                f"{run.member_folder(result.fold, result.seed)} {how}, but training.on_nan is now {on_nan}, "
-                "so the other folds would treat non-finite values in another way.",
+                f"The fold in {run.member_folder(result.fold, result.seed)} {how} because of non-finite values, but "
+                f"training.on_nan is now {on_nan}, so the other folds would treat such values in another way.",
                 "Set training.on_nan to the value in the experiment.yaml in the folder of that fold, or start another "
                 "run with --new.",
             )
@@ -545,7 +546,7 @@ def seed_ensemble_gain(
         run: the run.
         results: results of all finished folds and seeds.
         blended: table with the scores of the mean prediction over seeds, one row per case and class.
-        groups: group of each case by id, over which the intervals are computed; None for intervals over cases.
+        groups: group of each case by id. The bootstrap for the intervals draws whole groups. None to draw single cases.
 
     Returns:
         None if the run has one seed, or while no fold has finished all its seeds. Otherwise a dictionary:

@@ -90,9 +90,9 @@ def _multi_device_options() -> dict[str, Any]:
 def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experiment:
     """Return the experiment; if `run.workers` is `auto`, replace it by a number of loader processes per device.
 
-    A single process could not prepare data fast enough for a GPU. So each GPU gets one loader process less than its
-    share of the threads, and at most `MAX_WORKERS`. A fold on a CPU gets no loader processes. Neither does a fold on a
-    machine with little shared memory, because loader processes pass batches through shared memory.
+    A single process could not prepare data fast enough for a GPU. So the number of loader processes per GPU is the
+    GPU's share of the threads minus one, but at most `MAX_WORKERS`. A fold on a CPU gets no loader processes. Neither
+    does a fold on a machine with little shared memory, because loader processes pass batches through shared memory.
 
     Args:
         exp: the experiment.

@@ -111,8 +111,8 @@ def load_run_for_job(job: FoldJob) -> Run:
     """Load the run of a job, and set torch's number of threads to this process's share of the fold's threads.
 
     Raises:
-        MaskfoldError: the run's folder was edited, or files that the YAML names or weights of other runs have changed
-            since the run was started.
+        MaskfoldError: the run's folder was edited, or one of these has changed since the run was started: a file that
+            the YAML names, or the weights of another run.
     """
     run = load_run(job.run, job.trust)
     contents = run_contents(run.exp, None, missing_ok=True) | first_stage_contents(run.exp, missing_ok=True)
@@ -426,7 +426,7 @@ def write_error(job: FoldJob, error: MaskfoldError, pipe: int = -1) -> int:
 
 
 def exit_fold(status: int) -> NoReturn:
-    """End the process of a fold; if the fold has several processes, without Python's cleanup.
+    """End the process of a fold; if the fold has several processes, skip Python's cleanup.
 
     During that cleanup, a thread of `torch.distributed` that still runs may abort the process. Lightning Fabric would
     then kill the main process, although its result is complete.

@@ -213,7 +213,8 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
             f"Fold {job.folder.name} was killed (SIGKILL), probably because memory ran out. Its last output "
             f"was: {last}.",
             "Lower run.parallel_folds, run.workers, training.batch_size or patch.size, or set "
-            "prepare.cache_gib. Then run the same command again, which resumes the fold from its last checkpoint.",
+            "prepare.cache_gib=4, for example. Then run the same command again, which resumes the fold from its last "
+            "checkpoint.",
         )
     raise MaskfoldError(
         f"Fold {job.folder.name} ended with status {status}: {last}.",

@@ -251,7 +251,7 @@ class OutOfMemoryGuard:
             )
             return None
         batch_size = (
-            "training.batch_size (with a higher training.accumulate, the step stays the same), " if size > 1 else ""
+            "training.batch_size (a higher training.accumulate keeps the samples per step), " if size > 1 else ""
         )
         halve = ", or set training.on_oom=halve" if self.policy == "stop" and size > 1 else ""
         raise MaskfoldError(

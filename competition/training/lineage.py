@@ -85,8 +85,8 @@ class Leak:
     Attributes:
         member: name of the network, e.g. `hippocampus-unet3d/2cb50ff146c0/fold_0`.
         source: entry of the network's lineage that contains the leaked cases.
-        cases: (id, reason) of each case in `source` that the fold validates. The reason is a text for the message; it
-            is empty if the case itself is validated.
+        cases: (id, reason) of each leaked case in `source`. If the fold validates the case itself, the reason is empty.
+            Otherwise, it is a text for the message, e.g. that the fold validates another case with the same image.
     """
 
     member: str
@@ -140,7 +140,7 @@ class HeldOutCases:
         )
 
     def overlaps(self, source: TrainingCases) -> list[tuple[str, str]]:
-        """Return (id, reason) of each training case in `source` that is held out.
+        """Return (id, reason) of each training case in `source` that is held out or would reveal a held-out case.
 
         The reason is a text for the message. It is empty if the case itself is held out. Otherwise it states that the
         image is the same as that of a held-out case, or that the case belongs to a held-out group.
@@ -359,7 +359,7 @@ def _read(path: Path) -> list[TrainingCases]:
             for source in _load(path)["sources"]
         ]
     except (LookupError, TypeError) as error:
-        raise MaskfoldError(f"{path} cannot be read: {error}.", RESTORE_HINT) from error
+        raise MaskfoldError(f"{path} is damaged: {type(error).__name__}: {error}.", RESTORE_HINT) from error
 
 
 def _load(path: Path) -> dict[str, Any]:

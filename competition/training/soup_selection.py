@@ -268,7 +268,7 @@ def compare_soup(
         metric: metric of the competition.
         part_of: number of the part of each case, by id: its fold, or its half if there is only one fold.
         seed: seed of the bootstrap.
-        groups: group of each case by id, over which the intervals are computed; None for intervals over cases.
+        groups: group of each case by id. The bootstrap for the intervals draws whole groups. None to draw single cases.
 
     Returns:
         A dictionary:
@@ -322,7 +322,7 @@ def score_interval(
         scores: table with one row per case and class.
         metric: metric of the competition.
         seed: seed of the bootstrap.
-        groups: group of each case by id, over which the interval is computed; None for an interval over cases.
+        groups: group of each case by id. The bootstrap for the interval draws whole groups. None to draw single cases.
     """
     if scores["score"].notna().sum() < 2:
         return None, None
@@ -360,7 +360,7 @@ def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
     )
     gain = format_number(soup["gain"], "+.4f")
     ends = f", 95 % {soup['low']:+.4f} to {soup['high']:+.4f}" if soup["low"] is not None else ""
-    fewer = f" (fewest in a fold: {soup['fewest']})" if soup.get("fewest", soup["k"]) < soup["k"] else ""
+    fewer = f" (some folds have fewer, at least {soup['fewest']})" if soup.get("fewest", soup["k"]) < soup["k"] else ""
     return [
         (
             f"soup of the {soup['k']} best checkpoints{fewer}: score {averaged} on cases that were not used "

@@ -1,7 +1,7 @@
 """Detect that the process of a fold must stop: SIGTERM, Ctrl-C, or the death of the command that started it.
 
-The signal handler only records the signal. After each step, `Trainer` asks for the reason, writes a checkpoint, and
-raises KeyboardInterrupt.
+The signal handler only records the signal. After each step, `Trainer` asks whether there is a reason to stop. If
+there is one, it writes a checkpoint and raises KeyboardInterrupt.
 """
 
 from __future__ import annotations

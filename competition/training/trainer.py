@@ -335,7 +335,8 @@ class Trainer:
             self._open_metrics_log()
             self.save_checkpoint()
         self.context.say(
-            f"{problem}, so the fold goes back to step {self.state.step} with {0.5**restored:g} times the learning rate"
+            f"{problem}, so the fold goes back to step {self.state.step} with {0.5**restored:g} times the original "
+            "learning rate"
         )
         return True
 
@@ -484,7 +485,7 @@ class Trainer:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the plain values of the training state, without tensors; the main process sends them to the others."""
+        """Return the training state without tensors; the main process sends it to the other processes."""
         return {"progress": asdict(self.state), "plan": self.budget.estimates, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

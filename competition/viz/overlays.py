@@ -334,7 +334,7 @@ def class_colour(index: int) -> RGB:
 
 
 def label_to_class_masks(truth: Array, comp: Competition) -> NDArray[np.bool_]:
-    """Convert a stored mask (M, *spatial) to one mask per class, (K, *spatial) bool."""
+    """Convert a stored mask (M, *spatial), a result of `load_mask`, to one mask per class, (K, *spatial) bool."""
     if comp.labels == "overlapping":
         return truth == 1
     return truth[:1] == np.arange(1, len(comp.classes) + 1, dtype=truth.dtype).reshape(-1, *[1] * (truth.ndim - 1))

@@ -60,12 +60,14 @@ def load_unchanged_picture(comp: Competition, row: Any) -> Image:
 
 
 def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
-    """Read a large TIFF's channels (C, rows, columns), reduced for drawing; return None for a small or unusual TIFF.
+    """Read the channels (C, rows, columns) of a large TIFF, reduced for drawing.
+
+    If the TIFF is small, or this function does not support its format, return None.
 
     Args:
         path: the TIFF file.
-        exif: whether images are rotated by their EXIF orientation. If so, the result is None for a TIFF that has to be
-            rotated.
+        exif: whether images are rotated by their EXIF orientation. If so, a TIFF that has to be rotated is not
+            supported.
     """
     import tifffile
 

@@ -191,7 +191,7 @@ def test_long_values_are_shortened(refusal: Refusal) -> None:
 def test_terms_of_one_metric_with_opposite_weights(refusal: Refusal) -> None:
     terms = "[{name: nsd, weight: 1.0}, {name: nsd, weight: -1.0}]"
     message = refusal("", f"competition.metric={{sum: {terms}}}")
-    assert "a higher sum is better for nsd and worse for nsd; give a negative weight" in message
+    assert "a higher sum means a better nsd, but a worse nsd; give a negative weight" in message
 
 
 def test_a_metric_s_name_that_is_only_a_label(toy: Callable[[str], Path], refusal: Refusal, tmp_path: Path) -> None:

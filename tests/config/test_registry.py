@@ -66,7 +66,7 @@ def test_names_of_executors_are_known_without_their_modules() -> None:
         ("postprocess: {steps: [{split: {distance: 1.0}}]}", "the step `split` requires competition.instances: true"),
         (
             "postprocess: {steps: [{gate: 0.4}]}",
-            "the step `gate` requires a presence head; to train one, set the section `gate`",
+            "the step `gate` requires a presence head; to train one, add the section `gate` to the experiment",
         ),
         (
             "postprocess: {steps: [{open: 1}, {threshold: 0.4}]}",

@@ -215,7 +215,8 @@ def test_arguments_that_fit(cls: type, args: dict[str, Any]) -> None:
         (
             Takes,
             {"channels": 1, "zzz": 0.1},
-            "model.args.zzz: Takes has no argument of this name. Its arguments are channels, dropout and norm.",
+            "model.args.zzz: Takes has no argument of this name. "
+            "The arguments of Takes are channels, dropout and norm.",
         ),
         (Takes, {"self": 1}, "model.args.self: Takes has no argument of this name."),
         (Takes, {"dropout": 0.1}, "model.args lacks channels, which Takes requires. Add model.args.channels."),

@@ -55,7 +55,7 @@ def test_images_are_turned_everywhere_or_nowhere(tmp_path: Path) -> None:
 
 
 def test_explore_and_cv_remark_on_orientations(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    message = "1 train image has an EXIF orientation, such as images/a.png"
+    message = "1 train image (images/a.png) has an EXIF orientation"
     comp = turned_host(tmp_path, MASK)
     with caplog.at_level(logging.WARNING):
         case_table(comp)

@@ -337,7 +337,7 @@ def test_npy_and_npz(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_labels(tmp_path / "e.npz")[0], GREY8 > 100)
     assert read_header(tmp_path / "e.npz", labels=True).dtype == "uint8"
     np.savez(tmp_path / "f.npz", one=GREY16, two=GREY16)
-    with pytest.raises(MaskfoldError, match="found one, two"):
+    with pytest.raises(MaskfoldError, match="found the arrays one, two"):
         read_image(tmp_path / "f.npz")
 
 

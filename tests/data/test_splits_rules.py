@@ -110,7 +110,7 @@ def test_the_id_column_that_the_yaml_names(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("a,b,patient\np1_a,p1_a.png,x\np1_b,p1_b,y\np22_a,p22_a,z\n", "a and b"),
-        ("a,b,patient\np1_a,p1_b,x\n", "found a, b, patient"),
+        ("a,b,patient\np1_a,p1_b,x\n", "found the columns a, b, patient"),
     ],
 )
 def test_error_for_no_or_several_id_columns(tmp_path: Path, text: str, named: str) -> None:

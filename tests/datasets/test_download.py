@@ -122,7 +122,7 @@ def test_a_killed_download_is_resumed(host: Host, tmp_path: Path) -> None:
     (tmp_path / ".Task04_Toy.tar.part").write_bytes(host.content[:2_000_000])
     _, printed = fetched(host.source(), tmp_path / "toy")
     assert host.requested == ["bytes=2000000-"]
-    assert "resuming after 2 MB" in printed[0]
+    assert "resuming the download after 2 MB" in printed[0]
 
 
 @pytest.mark.parametrize("begun", ["other", "other and longer"])

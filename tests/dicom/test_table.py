@@ -119,7 +119,7 @@ def test_rows_of_other_series_and_layouts_stay(tmp_path: Path) -> None:
         ("P1", "imagesTs"),
         ("P2", "imagesTs"),
     ]
-    assert done.rows[0].notes == "an earlier conversion wrote this series to imagesTr"
+    assert done.rows[0].notes == "an earlier conversion wrote this series to imagesTr, where it remains"
 
 
 def test_the_table_gives_the_groups_of_folds(tmp_path: Path) -> None:

@@ -108,7 +108,10 @@ def test_rows_without_a_mask_beside_others(tmp_path: Path) -> None:
     write_text(tmp_path / "train.csv", "id,rle\na,5 3\na,\nb,\n")
     found = explore(competition(tmp_path, instances=True, train={"images": "images/{id}.png", "rle": "train.csv"}))
     (remark,) = remarks(found, "objects")
-    assert remark == "In train.csv, images with masks also have 1 row without a mask, such as line 3, id a."
+    assert remark == (
+        "In train.csv, 1 row has no mask, although other rows of the same image have a mask. An example is line 3, "
+        "id a."
+    )
 
 
 def test_skip_turns_skipped_cases_into_remarks(tmp_path: Path) -> None:
@@ -452,8 +455,10 @@ def test_channels_and_types_that_differ(tmp_path: Path) -> None:
     write_png(root / "images" / "q_1.png", np.full(SIZE, 9, np.uint8))
     found = explore(competition(root, group=GROUP))
     said = remarks(found, "mixed")
-    assert any("channels: 1 in 11, 3 in 1. The first case with 3 is p_0" in text for text in said)
-    assert any("dtype: uint8 in 11, uint16 in 1. The first case with uint16 is q_0" in text for text in said)
+    assert any("channels: 11 cases have 1, 1 case has 3. The first case with 3 is p_0" in text for text in said)
+    assert any(
+        "dtype: 11 cases have uint8, 1 case has uint16. The first case with uint16 is q_0" in text for text in said
+    )
     assert ["q_1" in text and "value 9" in text for text in remarks(found, "image")] == [True]
     assert "channels: rgb" in found.snippet
 

@@ -263,7 +263,7 @@ def test_restoring_goes_back_to_the_epochs_start_and_halves_the_rate(tiny, tmp_p
         restored = trained(run, job, said.append)
     assert restored.state.restored == 2 and restored.state.skipped == 0 and restored.state.step == 8
     assert [line[line.index("back to step") :] for line in said if "back to step" in line] == [
-        f"back to step {back} with {share} times the learning rate" for share in (0.5, 0.25)
+        f"back to step {back} with {share} times the original learning rate" for share in (0.5, 0.25)
     ]
     assert set(points(job.folder, "train/restored").values()) == {2.0}
     assert len(losses(job.folder)) == 2

@@ -229,7 +229,7 @@ def test_records_are_read_back_whole(tmp_path: Path) -> None:
         ledger.read()
     del newer["digests"]
     path.write_text(json.dumps(newer))
-    with pytest.raises(MaskfoldError, match="r1.json has the version 9, expected 1"):
+    with pytest.raises(MaskfoldError, match="r1.json has the format version 9, expected 1"):
         ledger.read()
 
 

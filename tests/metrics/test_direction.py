@@ -318,7 +318,7 @@ def test_the_ledger_prefers_the_lower_board_score():
     same = [record(0, 4.0, 5.0, metric=metric), record(1, 6.0, 7.0, metric=metric)]
     other = [record(0, 4.0, 7.0, metric=metric), record(1, 6.0, 5.0, metric=metric)]
     assert selection_advice(same, {}) is None
-    assert "best by CV score: 2026-01-01 10:00 (CV 4.0000, public 7.0000)" in selection_advice(other, {})
+    assert "best by CV score: the file of 2026-01-01 10:00 (CV 4.0000, public 7.0000)" in selection_advice(other, {})
     own = {"name": "far", "target": "my_metric.far", "higher_is_better": False}
     assert selection_advice([dataclasses.replace(line, metric=own) for line in same], {}) is None
     assert selection_advice([dataclasses.replace(line, metric=own) for line in other], {}) is not None

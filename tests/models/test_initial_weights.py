@@ -113,7 +113,7 @@ def test_an_encoder_alone_is_loaded_into_the_whole_network(tmp_path: Path) -> No
     assert match.pairs["encoder.layer1.0.conv1.weight"] == "backbone.layer1.0.conv1.weight"
     counts, names = match.lines()
     assert f"{len(encoder)} of " in counts and "2 other tensors" in counts
-    assert "encoder.layer1 (20)" in names and "decoder.blocks (50)" in names.partition("random weights: ")[2]
+    assert "encoder.layer1 (20)" in names and "decoder.blocks (50)" in names.partition("random values: ")[2]
 
 
 def nnunet_names(convolutions: list[tuple[int, int, int]]) -> dict[str, Tensor]:

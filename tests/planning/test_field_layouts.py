@@ -306,7 +306,7 @@ def test_the_last_cases_without_masks_are_test_cases(start: Start) -> None:
     comp = load_competition(done.competition)
     assert len(case_table(comp)) == 6 and case_table(comp, "test")["id"].tolist() == ["case_00006", "case_00007"]
     assert count_test_images(comp) == 2
-    assert any("2 images without a mask, the last by name" in remark for remark in done.layout.remarks)
+    assert any("2 images without a mask, whose names come last" in remark for remark in done.layout.remarks)
 
 
 def test_many_listed_cases_are_written_into_tables(start: Start) -> None:
@@ -349,7 +349,7 @@ def test_a_file_that_repeats_the_classes_is_not_used(tmp_path: Path, name: str) 
     made.all_labels(name)(tmp_path)
     layout = only(tmp_path)
     assert layout.masks == CLASS_MASKS and layout.keys["classes"] == ["heart", "liver"] and layout.cases == 6
-    expected = f"{{id}}/labels/{name}.nii.gz holds the same classes in one file, and is not used"
+    expected = f"{{id}}/labels/{name}.nii.gz contains the same classes as the files of single classes, and is not used"
     assert expected in layout.remarks
 
 

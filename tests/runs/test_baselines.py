@@ -88,7 +88,7 @@ def test_tuning_that_is_skipped_for_lack_of_folds_is_said(finished, tiny):
     summary = summarize_run(run)
     one = dataclasses.replace(summary, folds=[result for result in summary.folds if result["fold"] == 0])
     assert _tune_postprocessing(run, one, Context()) == [
-        "post-processing is not tuned, because tuning needs all folds (postprocess.tune), and fold 1 is not finished; "
+        "post-processing is not tuned, because tuning (postprocess.tune) needs all folds, and fold 1 is not finished; "
         "folds.run=[1] trains it"
     ]
 

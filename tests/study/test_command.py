@@ -40,7 +40,7 @@ def test_the_page_holds_the_figures_and_is_written_again_by_folder_and_by_name(f
     folder = only_study()
     figures = sorted(path.name for path in folder.glob("*.png"))
     assert {"history.png", "slice.png"} <= set(figures)
-    assert f"Page: {folder}/report.html" in capsys.readouterr().out
+    assert f"HTML page: {folder}/report.html" in capsys.readouterr().out
     first = (folder / "report.html").read_text()
     page = Page(folder / "report.html")
     assert page.tags.count("img") == len(figures) and "is missing" not in page.text

@@ -72,7 +72,7 @@ def test_a_part_that_says_something_else_is_not_the_yamls_own(quick):
         ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either both `low` and `high`, or `choices`"),
         ("    model.args.nothing: {choices: [1, 2]}", "model.args.nothing is not set in the YAML."),
         ("    run.threads: {choices: [1, 2]}", "no effect on the trained network"),
-        ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "not a key of the space"),
+        ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "not a key of `space`"),
         (
             "    training.batch_size: {low: 3, high: 9, step: 2}",
             "training.batch_size in the YAML: found 4, expected 3 plus a multiple of 2",

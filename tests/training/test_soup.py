@@ -352,5 +352,7 @@ def test_a_soup_of_fewer_says_so():
         "flattered": 0.6,
         "kept": True,
     }
-    assert format_soup(told)[0].startswith("soup of the 3 best checkpoints (fewest in a fold: 1): score 0.5000")
+    assert format_soup(told)[0].startswith(
+        "soup of the 3 best checkpoints (some folds have fewer, at least 1): score 0.5000"
+    )
     assert format_soup({**told, "fewest": 3})[0].startswith("soup of the 3 best checkpoints: score 0.5000")

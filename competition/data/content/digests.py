@@ -117,7 +117,7 @@ def image_digest(comp: Competition, channels: list[Files], digest: Digest = file
 
 
 def label_files(masks: dict[str, Any] | None) -> list[Files]:
-    """Return the label files of a case, and last its region mask if there is one; a stack is a list of paths."""
+    """Return the label files of a case, followed by its region mask if it has one; a stack is a list of paths."""
     if masks is None:
         return []
     region = [masks["region"]] if "region" in masks else []

@@ -99,8 +99,8 @@ def _archive_member(path: Path, keys: list[str], labels: bool) -> str:
     for name in ARRAY_NAMES[labels]:
         if name in keys:
             return name
+    found = f"the arrays {', '.join(keys[:5])}" if keys else "no array"
     raise MaskfoldError(
-        f"{path}: found {', '.join(keys[:5]) or 'no array'}, expected a single array, or one with the name "
-        f"{' or '.join(ARRAY_NAMES[labels])}.",
-        f"Save one array per file, or give one of them the name `{ARRAY_NAMES[labels][0]}`.",
+        f"{path}: found {found}, expected a single array, or one with the name {' or '.join(ARRAY_NAMES[labels])}.",
+        f"Save one array per file, or give one of the arrays the name `{ARRAY_NAMES[labels][0]}`.",
     )

@@ -109,7 +109,7 @@ def open_raster(path: Path) -> Iterator[PilImage]:
         raise MaskfoldError(
             f"{path} is a JPEG 2000 file, but the installed Pillow cannot read this format (it was built without "
             "OpenJPEG).",
-            "Install a Pillow that can: pip install --force-reinstall --only-binary :all: pillow.",
+            "Install a Pillow that can read it: pip install --force-reinstall --only-binary :all: pillow.",
             status=2,
         )
     with warnings.catch_warnings():

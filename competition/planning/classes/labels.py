@@ -497,8 +497,8 @@ def _read_names(path: Path, count: int | None) -> dict[int, str]:
 
     Args:
         path: the file.
-        count: number of label values with 0, if they are 0, 1, 2, …; otherwise None. The values of a list of so many
-            names count from 0.
+        count: number of label values including 0, if the values are 0, 1, 2, …; otherwise None. If the file is a list
+            of `count` names, its first name belongs to the value 0.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -515,8 +515,8 @@ def _names_of_lines(text: str, count: int | None = None) -> tuple[dict[int, str]
     """Return class names by label value and by colour, from lines that each name a class.
 
     Lines may be `liver`, `1: liver`, `1 liver 255 0 0` or `liver:255,0,0::`; lines that begin with # are left out. If
-    lines have no label values, the values are the line numbers, counted from 0 if the first name means the background
-    or if there are `count` lines, otherwise from 1. A first line `__ignore__` of labelme is left out.
+    lines have no label values, the values are the line numbers, counted from the value that `_first_value` returns. A
+    first line `__ignore__` of labelme is left out.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     lines = [COLOUR_FIRST.sub(r"\2 \1", line) for line in lines]
@@ -536,8 +536,8 @@ def _names_of_lines(text: str, count: int | None = None) -> tuple[dict[int, str]
 def _first_value(names: Sequence[str], count: int | None) -> int:
     """Return the label value of the first name of a list: 0 or 1.
 
-    It is 0 if the first name means the background, or if there are `count` names. But if the last name means ignored
-    pixels, this name may have a value outside 0, 1, 2, …, so the number of names says nothing.
+    The value is 0 if the first name means the background, or if there are `count` names. But if the last name means
+    ignored pixels, its value may be far above the others (255), so `count` is not compared with the number of names.
     """
     if not names:
         return 1

@@ -104,9 +104,10 @@ def meaning_of_values(layout: Layout, ignored: int | None = None) -> Meaning:
 def _are_counted(sets: Sequence[set[int]]) -> bool:
     """Return whether the values of each case number its objects from 1 on, possibly with gaps.
 
-    Gaps are left if objects were removed. Then nearly every case still has a low number, many of the numbers up to the
-    highest one are left, and the highest number differs much between cases. The numbers of vertebrae, for example, are
-    different: in some cases, the lowest number is high.
+    Removed objects leave gaps. Even so, nearly every case must have a low number, and most cases must have many of the
+    numbers up to their highest number. In addition, the highest number must differ much between cases, or there must be
+    more than `MAX_CLASSES` numbers. The numbers of vertebrae are no object numbers, because in some cases, the lowest
+    number is high.
 
     Args:
         sets: the values of each case.

@@ -1,4 +1,4 @@
-"""Name label values by polygons with class names beside the masks, as in Cityscapes and labelme."""
+"""Find the class names of label values in JSON files of polygons beside the masks, as in Cityscapes and labelme."""
 
 from __future__ import annotations
 

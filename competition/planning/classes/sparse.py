@@ -43,7 +43,7 @@ class Sparse:
 
 
 def find_sparse(layout: Layout) -> Sparse:
-    """Describe in which slices of the volumes masks were drawn; only a sample of the cases is read."""
+    """Describe which slices of the volumes have a drawn mask; only a sample of the cases is read."""
     if layout.dimensions != 3:
         return Sparse()
     count = max(1, SAMPLE // max(1, len(layout.mask_files)))

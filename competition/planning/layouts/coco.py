@@ -313,7 +313,7 @@ def _check_size(image: Path, size: tuple[int, int], described_by: str) -> None:
     found = read_header(image, 2).shape
     if tuple(found) != size:
         raise MaskfoldError(
-            f"{image} has {found[0]}×{found[1]} pixels (height × width), but {described_by} has "
+            f"{image} has {found[0]}×{found[1]} pixels (height × width), but {described_by} states "
             f"{size[0]}×{size[1]}, so the outlines would not fit the objects.",
             f"Restore the image that was annotated, or scale the outlines and the size of the image in {described_by}.",
             status=2,

@@ -241,8 +241,8 @@ class Slices:
 
         Args:
             slices: for each slice, its lowest label value, its highest label value, and a collection of label values.
-                The collection is used only if the slice has several label values. It must contain these values, and
-                may also contain values of other slices that have several.
+                The collection is used only if the slice has several label values. It must contain these values. It
+                may also contain the values of other slices with several label values.
         """
         mixed = {value for low, high, values in slices if low != high for value in values}
         uniform = {low for low, high, _ in slices if low == high}

@@ -370,7 +370,7 @@ def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str
     Args:
         prefix: pattern of the case folders.
         folder: the subfolder; empty for the case folder itself.
-        names: file name (with {id}) and path of each file, by case. All files have one extension.
+        names: file name (with {id}) and path of each file, by case. All files have the same extension.
     """
     place = join(prefix, folder) if folder else prefix
     label = folder.rpartition("/")[2]

@@ -54,7 +54,7 @@ def _count_slices(image: Series, mask: Series) -> int:
 
 
 def _owner(name: str, ids: frozenset[str]) -> str:
-    """Return the volume's id with which the name of a slice's mask begins; empty without one."""
+    """Return the id of the volume with which the name of a slice's mask begins; an empty text if no id fits."""
     cuts = (match.start() for match in re.finditer(r"[_\-. ]", name))
     return next((name[:cut] for cut in cuts if name[:cut] in ids and SLICE.fullmatch(name[cut:])), "")
 

@@ -203,7 +203,7 @@ def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profil
 
 
 def _possible_columns(profile: Profile) -> list[set[str]]:
-    """Return two sets of columns: a training table of the host has all columns of one of them.
+    """Return two sets of columns; a training table of the host must have all columns of at least one set.
 
     The first set has the columns that the profile defines for the training table, the second set the columns of the
     submission. `competition.data.rle.tables` reads tables with either set.

@@ -169,7 +169,7 @@ def _same_folds_setting(run: Run, teacher_run: Run) -> str:
 
 
 def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
-    """Check that a run in `pseudo.from` has the classes, dimensions and order of axes of the experiment to teach.
+    """Check that a run in `pseudo.from` has the same classes, dimensions and order of axes as an experiment.
 
     The number of input channels is checked later, when the networks of the run are built.
 
@@ -182,15 +182,15 @@ def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
             raise MaskfoldError(
                 f"pseudo.from: {teacher_run.folder} has {key} {getattr(teacher_comp, key)}, expected "
                 f"{getattr(comp, key)} (competition.{key}).",
-                f"Name a run with the same {key}.",
+                f"In pseudo.from, name a run with the same competition.{key} as this experiment.",
                 status=2,
             )
     axes, teacher_axes = competition_axes(comp), competition_axes(teacher_comp)
     if permutation(axes, teacher_axes) is not None:
         raise MaskfoldError(
             f"pseudo.from: {teacher_run.folder} was trained on images with the axes {teacher_axes}, expected {axes}.",
-            "Name a run that was trained on images of the same file format: NIfTI has the axes xy, pictures and TIFF "
-            "have yx.",
+            "In pseudo.from, name a run that was trained on images of the same file format: NIfTI has the axes xy, "
+            "pictures and TIFF have yx.",
             status=2,
         )
 

@@ -105,7 +105,7 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series], masks:
     if longer:
         layout = layout.with_remarks(
             f"{format_count(len(longer), 'test image')} such as {longer[0]} {has_or_have(len(longer))} a name that "
-            "continues the name of another test image. If these files are results or masks, move them out of the "
+            "begins with the name of another test image. If such files are results or masks, move them out of the "
             "folder of the test images"
         )
     return _with_region(_with_test(layout, patterns, format_count(count, "case")), next(iter(patterns.values())))
@@ -132,9 +132,9 @@ def _with_region(layout: Layout, pattern: str) -> Layout:
         reason = "pixels outside these masks are not predicted, because the network is not trained there"
         return layout.with_keys({"test.region": beside}, {"test.region": reason})
     return layout.with_remarks(
-        f"the network is trained only within the masks {region}, but no such masks of the test images are found. Its "
-        "predictions outside that region mean nothing. If the host scores these pixels, remove train.region; if there "
-        "are region masks of the test images, set test.region"
+        f"the network is trained only within the region masks `{region}`, but no region masks of the test images were "
+        "found. Outside these regions, the predictions mean nothing. If the host scores pixels outside the regions, "
+        "remove train.region; if there are region masks of the test images, set test.region"
     )
 
 
@@ -158,9 +158,9 @@ def _is_unlabelled(folder: str) -> bool:
 def _find_held_out(host: HostFolder, layout: Layout, channels: dict[str, str], masks: Sequence[Series]) -> Layout:
     """Return a layout with the images of a folder such as `external` or `val` as test images, if they have no masks.
 
-    Many hosts give only the images of a validation set or of an external set, and score their predictions. If there are
-    several such folders, the layout gets no test images, but a remark that lists the folders. Folders of unlabelled
-    images also get only a remark.
+    Many hosts give only the images of a validation set or of an external set, and score the predictions of these
+    images. If there are several such folders, no test images are set, and a remark lists the folders. For folders of
+    unlabelled images, only a remark is added.
 
     Args:
         host: the scanned folder.
@@ -178,9 +178,9 @@ def _find_held_out(host: HostFolder, layout: Layout, channels: dict[str, str], m
         pattern = next(iter(patterns.values()))
         if not any(_share_cases(host, patterns, ids) for ids in labelled):
             layout = layout.with_remarks(
-                f"not used, because {'it' if count == 1 else 'they'} {has_or_have(count)} no masks: "
-                f"{format_count(count, 'image')} of `{pattern}`. To train on pseudo-labels of such images, set "
-                f"pseudo.images: '{pattern}'"
+                f"{format_count(count, 'image')} of `{pattern}`: not used, because {'it' if count == 1 else 'they'} "
+                f"{has_or_have(count)} no masks. To train on pseudo-labels of such images, set "
+                f"pseudo.images: '{pattern}' in experiment.yaml"
             ).with_explained(path for each in patterns.values() for path in files_matching(host, each).values())
     listed = ", ".join(f"`{next(iter(patterns.values()))}`" for patterns, _ in found[:4])
     if len(found) != 1:
@@ -189,8 +189,8 @@ def _find_held_out(host: HostFolder, layout: Layout, channels: dict[str, str], m
     patterns, count = found[0]
     images = f"{format_count(count, 'case')} without masks"
     return _with_test(layout, patterns, f"{images}; {NO_TEST_FOLDER}").with_remarks(
-        f"{NO_TEST_FOLDER}, so the {images} of {listed} are read as test images. If the host scores other images, "
-        "change test.images, or remove the key `test`"
+        f"{NO_TEST_FOLDER}, so {listed} ({images}) is read as the pattern of the test images. If the host scores other "
+        "images, change test.images, or remove the key `test`"
     )
 
 
@@ -300,8 +300,8 @@ def keep_training_ids(layout: Layout) -> Layout:
     ids = tuple(case_id for case_id in layout.ids if splits[case_id] == "train")
     others = [case_id for case_id in layout.ids if splits[case_id] != "train"]
     note = (
-        f"not used, because their names begin with a word for validation or test: "
-        f"{format_count(len(others), 'labelled case')}, such as {others[0]}"
+        f"{format_count(len(others), 'labelled case')}, such as {others[0]}: not used, because the names begin with a "
+        "word for validation or test"
     )
     return replace(
         layout.with_cases(ids, "the images whose names begin with a word for training, such as train"),
@@ -326,7 +326,7 @@ def mark_unlabelled(layout: Layout) -> Layout:
         named = name_some(sorted(layout.unlabelled, key=natural))
         return layout.with_remarks(f"{count} without a mask ({named}): left out of training (train.cases)")
     return replace(
-        layout.with_remarks(f"{count} without a mask, the last by name: read as test cases (test.cases)"),
+        layout.with_remarks(f"{count} without a mask, whose names come last: read as test cases (test.cases)"),
         test=layout.images,
         test_listed=layout.unlabelled,
         reasons=layout.reasons | {"test.images": "the same folder", "test.cases": "the last images have no mask"},

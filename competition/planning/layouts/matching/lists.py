@@ -28,9 +28,8 @@ Lists = dict[Split, dict[str, Places]]  # split -> path -> ids
 def apply_lists(layout: Layout) -> Layout:
     """Use only the training cases that the host's lists name, and read the cases of a test list as test cases.
 
-    Cases of a validation list are training cases too, because each fold has its own validation cases. A case that the
-    lists name for both training and test is a training case only. A remark states the lines of the lists that
-    name it.
+    Cases of a validation list are read as training cases, because each fold has its own validation cases. A case that
+    the lists name for both training and test is a training case only. A remark states the lines that name this case.
     """
     if layout.masks is None:
         return layout
@@ -95,7 +94,8 @@ def _overlap_remark(lists: Lists, ids: Sequence[str]) -> str:
 def _text_lists(host: HostFolder, known: Mapping[str, str]) -> Lists:
     """Return the case ids in text files that are named after splits, such as `train.txt`, by split.
 
-    If several folders have such files, use a folder with a word for masks in its name, otherwise the first folder.
+    Only the files of one folder are used: preferably a folder whose path contains a word for masks, otherwise the
+    folder nearest to the root. Folders whose text files contain no case id are skipped.
 
     Args:
         host: the scanned folder.

@@ -42,7 +42,7 @@ class Truth:
 
     Attributes:
         kind: labels (one label file per case), classes (one file per class) or objects (one file per object).
-        classes: name and masks of each class. For labels and objects, one entry with an empty name.
+        classes: name and masks of each class. If the kind is labels or objects, a single entry with an empty name.
         region: masks that are 0 where pixels are excluded from training and scoring; None if there are none.
         remarks: remarks on masks that are not used.
         unused: the masks that these remarks name; None if there are none.
@@ -73,8 +73,8 @@ class Truth:
 def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
     """Yield the ways to read several masks of the same images: as one class each, or as alternatives to choose from.
 
-    If there are label files beside the masks of single classes, and they only repeat these masks, they are left out. If
-    they may contain further classes, they are an alternative to these masks.
+    Beside the masks of single classes, there may be label files with all classes. If the label files only repeat these
+    masks, the label files are left out. If the label files may contain further classes, they are an alternative.
     """
     singles = [mask for mask in masks if mask.kind != "objects"]
     combined = _combined_of(host, singles)
@@ -86,10 +86,10 @@ def truths_of(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
         repeats = combined is not None and _repeats(host, combined, singles)
         if combined is not None:
             remarks = (
-                f"{combined.pattern} holds the same classes in one file, and is not used"
+                f"{combined.pattern} contains the same classes as the files of single classes, and is not used"
                 if repeats
                 else f"{combined.pattern} has several label values, and is not used, because each class has a file of "
-                "its own. If it holds further classes, choose the layout with this file",
+                f"its own. If {combined.pattern} contains further classes, choose the layout with this pattern",
             )
         names = class_names(singles)
         yield Truth("classes", tuple(sorted(zip(names, singles, strict=True))[:250]), remarks=remarks, unused=combined)

@@ -191,7 +191,8 @@ def keep_links(layout: Layout, name: str) -> Layout:
     own = next((path for path in sorted(root.rglob("*")) if not path.is_symlink() and not path.is_dir()), None)
     if own is not None:
         raise MaskfoldError(
-            f"{root} is the folder for the links to the data, but it has another file: {own.relative_to(root)}.",
+            f"{root} is the folder for the links to the data, but contains a file that is no link: "
+            f"{own.relative_to(root)}.",
             "Move this file out of that folder, or choose another name with --name NAME.",
             status=2,
         )
@@ -203,7 +204,7 @@ def keep_links(layout: Layout, name: str) -> Layout:
 
 
 def places_of_cases(layout: Layout) -> dict[str, tuple[str, ...]]:
-    """Return, by training case, the names of the folders in its id, and then the rest of its id.
+    """Return, for each training case, the folder names that its id contains, followed by the rest of the id.
 
     Return an empty dictionary if the layout has no links.
     """
