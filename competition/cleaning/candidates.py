@@ -167,7 +167,7 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
             validated = [member for member in run.possible_members() if member[0] >= 0]
             if finished == len(members) or (validated and all(_is_finished(run, member) for member in validated)):
                 continue
-            reason = f"only {finished} of its {format_count(len(members), 'fold')} {is_or_are(finished)} finished"
+            reason = f"only {finished} of its {run.count_members(len(members))} {is_or_are(finished)} finished"
         elif RUN_NAME.fullmatch(folder.name) and not (folder / "experiment.yaml").exists():
             if next(folder.rglob(RESULT_FILE), None) is not None:
                 continue

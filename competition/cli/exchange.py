@@ -82,10 +82,9 @@ def import_command(
         )
         summary = read_summary(done.run.folder)
         dice = ", ".join(f"{cls} {format_number(value)}" for cls, value in done.dice.items())
-        say(
-            f"{comp.metric.label}: {format_number(done.score)} out of fold "
-            f"(95 % interval {format_interval(summary['low'], summary['high'])}); Dice {dice}"
-        )
+        ends = format_interval(summary["low"], summary["high"])
+        interval = f" (95 % interval {ends})" if ends else ""
+        say(f"{comp.metric.label}: {format_number(done.score)} out of fold{interval}; Dice {dice}")
     else:
         say(
             f"test predictions: {format_count(done.tests[0], 'case')}; there are no out-of-fold predictions, so the "

@@ -291,7 +291,11 @@ class MetricConfig(ConfigModel):
             try:
                 metric = metric.bind(self.args, self._yaml_settings())
             except ValueError as error:
-                raise MaskfoldError(f"competition.metric: {error}.", "Change metric.args.", status=2) from error
+                raise MaskfoldError(
+                    f"competition.metric: {error}.",
+                    "Correct competition.metric.args or, if the metric is a term of a sum, `args` of this term.",
+                    status=2,
+                ) from error
         if self.average == "global" and self.has_own_code and not metric.supports_global:
             raise MaskfoldError(
                 f"competition.metric: {self._global_problem()}.",

@@ -128,7 +128,9 @@ def read_yaml(path: Path) -> YamlDocument:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise MaskfoldError(
-            f"{path} cannot be read: {reason}.", "Give a YAML file in UTF-8 that you have permission to read.", status=2
+            f"{path} cannot be read: {reason}.",
+            "Give a YAML file in UTF-8 that you have permission to read, not a folder.",
+            status=2,
         ) from error
     document = parse_yaml(text, str(path))
     if document.tree is None:

@@ -21,7 +21,7 @@ from competition.data.masks import IGNORED, load_mask
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.tables import read_csv, write_table
-from competition.text import and_more, join_names, nearest_hint
+from competition.text import and_more, is_or_are, join_names, nearest_hint
 
 if TYPE_CHECKING:
     import pandas
@@ -187,8 +187,8 @@ def _holdout(groups: list[str], shares: list[float], seed: int) -> list[int]:
     sizes = [max(1, round(share * len(names))) if share else 0 for share in shares[1:]]  # validation, held out
     if sum(sizes) >= len(names):
         raise MaskfoldError(
-            f"folds.shares {shares} cannot be filled: each share needs at least one case or group, but there are "
-            f"{_describe(groups)}.",
+            f"folds.shares {shares} cannot be filled: each share needs at least one case or group, but there "
+            f"{is_or_are(len(groups))} {_describe(groups)}.",
             "Add cases, or set only two shares.",
             status=2,
         )

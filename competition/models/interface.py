@@ -148,7 +148,7 @@ def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
     for name in args:
         if name not in known:
             near = nearest_names(name, known)
-            hint = f"Did you mean {near[0]}?" if near else f"Its arguments are {', '.join(known)}."
+            hint = f"Did you mean {near[0]}?" if near else f"The arguments of {cls.__name__} are {', '.join(known)}."
             raise MaskfoldError(f"model.args.{name}: {cls.__name__} has no argument of this name.", hint, status=2)
 
 

@@ -54,7 +54,6 @@ class Row:
         steps: number of training steps that fit into the time budget of a fold.
         enough: whether this number of steps is enough to train the candidate.
         chosen: whether the plan uses this candidate.
-        note: reason why the candidate could not be measured; empty if it was measured.
     """
 
     candidate: Candidate
@@ -63,7 +62,6 @@ class Row:
     steps: int
     enough: bool
     chosen: bool
-    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -280,7 +280,8 @@ def _augment(facts: Facts, candidate: Candidate, schedule: Schedule | None) -> L
     views = schedule.steps * candidate.batch / cases if schedule is not None else math.inf
     if views < LIGHT_VIEWS:
         preset = "light"
-        reason = f"weak augmentation, because training sees each case only about {max(1, round(views))} times; {reason}"
+        seen = format_count(max(1, round(views)), "time")
+        reason = f"weak augmentation, because training sees each case only about {seen}; {reason}"
     return Line(("augment",), {"preset": preset, "flip": value}, reason)
 
 

@@ -51,9 +51,9 @@ def best_run(
     score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0].value), *candidate[1:]))
     said = f"expected score of a submission: {comp.metric.name} {score.value:.4f} ({score.note})"
     if len(candidates) == 1:
-        say(f"--best: {folder.name} is the only finished run of {comp.name}; {said}")
+        say(f"--best: {folder.name} is the only finished trained run of {comp.name}; {said}")
     else:
-        say(f"--best: {folder.name} is the best of {len(candidates)} finished runs of {comp.name}; {said}")
+        say(f"--best: {folder.name} is the best of {len(candidates)} finished trained runs of {comp.name}; {said}")
     return load_run(folder, trust, overrides)
 
 

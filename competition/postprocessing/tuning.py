@@ -8,6 +8,7 @@ score over all folds is called the nested score.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -93,18 +94,23 @@ class TuningResult:
 
     def report_lines(self) -> list[str]:
         """Return the result as lines for the user."""
-        interval = f"95 % interval {self.gain.low:+.4f} to {self.gain.high:+.4f}"
+
+        def interval(gain: ScoreGain) -> str:
+            if math.isnan(gain.low):
+                return "no interval, because there are too few cases or groups"
+            return f"95 % interval {gain.low:+.4f} to {gain.high:+.4f}"
+
         head = (
             f"post-processing: score {self.before:.4f} before tuning, {self.after:.4f} after tuning on the same cases; "
-            f"nested score {self.nested:.4f} (gain {self.gain.value:+.4f}, {interval})"
+            f"nested score {self.nested:.4f} (gain {self.gain.value:+.4f}, {interval(self.gain)})"
         )
         steps = [f"  {cls}: {', '.join(map(str, steps)) or 'no step'}" for cls, steps in self.best_steps.items()]
         gain = self.presence_gain
         if gain is not None:
             steps.insert(
                 0,
-                f"step gate: if the search includes it, the nested score improves by {gain.value:+.4f} (95 % interval "
-                f"{gain.low:+.4f} to {gain.high:+.4f}): {'used' if is_significant(gain) else 'not used'}",
+                f"step gate: if the search includes it, the nested score improves by {gain.value:+.4f} "
+                f"({interval(gain)}): {'used' if is_significant(gain) else 'not used'}",
             )
         if self.kept:
             return [head, *steps]

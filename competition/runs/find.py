@@ -19,7 +19,7 @@ from competition.runs.identity.contents import changed_code
 from competition.runs.identity.hashing import hashed_settings
 from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, load_run
-from competition.text import format_count, is_or_are, name_some
+from competition.text import is_or_are, name_some
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
 TRIALS_FILE = "trials.json"  # file with the results of the trials in a study's folder
@@ -310,7 +310,7 @@ def _progress(run: Run) -> str:
     """Return the progress of a run as text: the number of finished folds, and the last epoch of unfinished folds."""
     members = run.members()
     done = [member for member in members if run.result(*member) is not None]
-    text = f"{len(done)} of {format_count(len(members), 'fold')} {is_or_are(len(done))} finished"
+    text = f"{len(done)} of {run.count_members(len(members))} {is_or_are(len(done))} finished"
     total = f" of {run.exp.training.epochs}" if run.exp.training.budget_minutes is None else ""
     for folder in (run.member_folder(*member) for member in members if member not in done):
         if lines := read_metrics_lines(folder / "metrics.jsonl"):

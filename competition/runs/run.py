@@ -29,6 +29,7 @@ from competition.runs.identity.contents import RunRecord, table_digest
 from competition.runs.identity.hashing import run_hash
 from competition.runs.imported import is_imported, refuse_imported
 from competition.tables import read_csv, write_table
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,6 +180,10 @@ class Run:
         Unlike `members`, this includes pairs that `folds.run` does not select.
         """
         return [(fold, seed) for fold in (*self.fold_numbers(), -1) for seed in range(len(self.exp.seeds))]
+
+    def count_members(self, count: int) -> str:
+        """Return a number of networks as text: `5 folds` or, if the experiment has several seeds, `10 networks`."""
+        return format_count(count, "fold" if len(self.exp.seeds) == 1 else "network")
 
     def finished_members(self) -> list[tuple[int, int]]:
         """Return the (fold, seed) pairs whose training is finished, also if `folds.run` does not select them now.

@@ -392,10 +392,11 @@ def _check_same_training(run: Run) -> None:
             )
         if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
             restored, skipped = format_count(result.restored, "time"), format_count(result.skipped, "step")
+            setting = on_nan if isinstance(on_nan, str) else f"{{skip: {on_nan.skip}}}"
             how = f"went back to an earlier step {restored}" if result.restored else f"skipped {skipped}"
             raise MaskfoldError(
                 f"The fold in {run.member_folder(result.fold, result.seed)} {how} because of non-finite values, but "
-                f"training.on_nan is now {on_nan}, so the other folds would treat such values in another way.",
+                f"training.on_nan is now {setting}, so the other folds would treat such values in another way.",
                 "Set training.on_nan to the value in the experiment.yaml in the folder of that fold, or start another "
                 "run with --new.",
             )

@@ -207,17 +207,16 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
     output = job.folder / OUTPUT_FILE
     lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
     lines = [line for line in lines if not _is_noise(line)]  # lines of progress bars are no message
-    last = lines[-1] if lines else "no output"
+    last = f"Its last output was: {lines[-1]}" if lines else "It printed nothing"
     if status in KILLED_STATUSES:
         raise MaskfoldError(
-            f"Fold {job.folder.name} was killed (SIGKILL), probably because memory ran out. Its last output "
-            f"was: {last}.",
+            f"Fold {job.folder.name} was killed (SIGKILL), probably because memory ran out. {last}.",
             "Lower run.parallel_folds, run.workers, training.batch_size or patch.size, or set "
             "prepare.cache_gib=4, for example. Then run the same command again, which resumes the fold from its last "
             "checkpoint.",
         )
     raise MaskfoldError(
-        f"Fold {job.folder.name} ended with status {status}: {last}.",
+        f"Fold {job.folder.name} ended with status {status}. {last}.",
         f"The whole output of the fold is in {output}. To resume the fold from its last checkpoint, run the same "
         "command again.",
     )

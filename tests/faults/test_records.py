@@ -73,7 +73,7 @@ def test_a_folds_damaged_last_words_do_not_hide_its_end(tmp_path: Path, bad: str
 
     (tmp_path / "error.json").write_bytes(TEXTS[bad])
     (tmp_path / "output.txt").write_text("the very last line\n")
-    with pytest.raises(MaskfoldError, match="ended with status 3: the very last line"):
+    with pytest.raises(MaskfoldError, match=r"ended with status 3\. Its last output was: the very last line"):
         raise_for_status(FoldJob(tmp_path, tmp_path, 0, 0, tmp_path, 1), 3)
 
 

@@ -85,3 +85,8 @@ def test_the_progress_of_a_run_names_no_total_that_a_time_budget_ignores(tiny, t
     folder.mkdir()
     (folder / "metrics.jsonl").write_text('{"step": 4, "epoch": 7, "time": 1.0, "metrics": {}}\n')
     assert find._progress(run) == f"0 of 2 folds are finished, fold_1 is at epoch 7{total}"
+
+
+def test_the_progress_of_a_run_with_several_seeds_counts_networks(tiny, tmp_path):
+    run = open_run(tiny(2, "seed=[1,2,3]"), "tiny", root=tmp_path)
+    assert find._progress(run) == "0 of 6 networks are finished"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ def tuned(finished: Callable[..., Run], tiny: Callable[..., Any]) -> Run:
     save_tuning(run, TuningResult(settings, {"ring": (step,)}, 0.61111, 0.73333, 0.72222, gain, True, rows))
     assert label_file_settings([run]) == settings != run.exp.postprocess
     return run
+
+
+def test_the_lines_of_a_search_without_an_interval_say_so(tiny: Callable[..., Any], tuned: Run) -> None:
+    found = RunResults.load(tuned).rows()
+    gain = ScoreGain(0.1, math.nan, math.nan)
+    result = TuningResult(tuned.exp.postprocess, {}, 0.6, 0.8, 0.7, gain, False, found, gain)
+    lines = " ".join(result.report_lines())
+    assert "nan" not in lines and lines.count("no interval, because there are too few cases or groups") == 2
 
 
 def edit_steps(run: Run) -> None:

@@ -440,16 +440,17 @@ def test_a_killed_fold_finds_its_labels_again_and_ends_with_the_same_bits(tiny, 
 def test_a_fold_does_not_go_on_with_other_teachers(tiny, monkeypatch):
     from tests.training.test_fold import Killed, killed_after
 
-    teacher = finish(open_run(tiny(2), "teacher"))
-    run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}", "training.checkpoint_minutes=0"))
+    same, teacher = (finish(open_run(tiny(2), name)) for name in ("same", "teacher"))
+    run, jobs = open_student(tiny(2, f"pseudo.from=[{same.folder},{teacher.folder}]", "training.checkpoint_minutes=0"))
     with monkeypatch.context() as patch:
         killed_after(patch, 2)
         with pytest.raises(Killed):
             run_fold(jobs[0], say=lambda line: None)
     network = build_network(run.exp, 1, pretrained=False)
     save_weights(teacher.member_folder(0, 0) / "weights.safetensors", network.state_dict())
-    with pytest.raises(MaskfoldError, match="teachers of fold_0 have changed"):
+    with pytest.raises(MaskfoldError, match="teachers of fold_0 have changed") as refusal:
         run_fold(jobs[0], say=lambda line: None)
+    assert "of teacher/" in str(refusal.value) and "same/" not in str(refusal.value)
 
 
 def test_what_a_student_has_seen_is_recorded_whole(tiny):

@@ -201,9 +201,13 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
             ]
         }
         if resumed and recorded is not None and recorded.get("pseudo", {}).get("teachers") != summary["teachers"]:
+            before = {item.get("member"): item.get("sha256") for item in recorded.get("pseudo", {}).get("teachers", [])}
+            changed = [
+                name for name, digest in zip(teacher_names, digests, strict=True) if before.pop(name, None) != digest
+            ]
             raise MaskfoldError(
                 f"The teachers of {job.folder.name} have changed since this fold was started: the weights of "
-                f"{', '.join(teachers[0].names)} differ from those at the start.",
+                f"{', '.join([*changed, *map(str, before)]) or 'its teachers'} differ from those at the start.",
                 f"To train this fold from the beginning, delete {job.folder}. Or start another run with --new.",
             )
         labelled_folders, confidence = pseudo_label_cases(rows, teachers, exp, job, context)
