@@ -65,13 +65,14 @@ def find_task(name: str) -> DecathlonTask:
     suggestion = f" Did you mean {matches[0]}?" if matches else ""
     raise MaskfoldError(
         f"There is no data set {name}.{suggestion}",
-        "To list all data sets, run: maskfold fetch list. For a Kaggle competition, write kaggle:COMPETITION.",
+        "To list all data sets, run: maskfold fetch list. For the data of a Kaggle competition, run: maskfold fetch "
+        "kaggle:COMPETITION.",
         status=2,
     )
 
 
 def remote_file_of(task: DecathlonTask) -> RemoteFile:
-    """Return the URL and the MD5 of a task's archive from MONAI.
+    """Return a task's archive: its URL and MD5 from MONAI, and its approximate size from `task`.
 
     This function imports MONAI, which takes seconds.
     """

@@ -214,7 +214,7 @@ def make_demo(
         raise MaskfoldError(
             f"The demo {name} cannot be made: found {case_count} training cases, {test_count} test cases and seed "
             f"{seed}, expected at least one training case, one test case and a seed of at least 0.",
-            "Change the number of cases, or the seed.",
+            "On the command line, change --seed. In Python, change the arguments cases, test_cases or seed.",
             status=2,
         )
     marker = {"demo": name, "version": VERSION, "seed": seed, "cases": case_count, "test_cases": test_count}

@@ -108,7 +108,7 @@ def _fetch(
             )
         return unpack_archive(archive, folder, new_progress("files unpacked"))
     if part.exists() and part.stat().st_size:
-        say(f"resuming after {format_size(part.stat().st_size)}")
+        say(f"resuming the download after {format_size(part.stat().st_size)}")
     download(source, part, new_progress("MiB"), pause=pause)
     count = unpack_archive(part, folder, new_progress("files unpacked"))
     part.unlink()
@@ -380,7 +380,7 @@ def _download_error(url: str, reason: str) -> MaskfoldError:
     return MaskfoldError(
         f"{url} cannot be downloaded: {reason.rstrip('.')}.",
         "Check the network (the variable https_proxy sets a proxy), and run the same command again. Or "
-        f"copy {name} into the folder that -o names (default: data).",
+        f"download {name} in another way, and copy {name} into the folder that -o names (default: data).",
     )
 
 

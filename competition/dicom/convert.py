@@ -65,7 +65,8 @@ def convert_folder(
         say: function that receives messages for the user, at least one line per series.
 
     Returns:
-        The rows and the labels. If no series was converted, no error is raised; the rows contain the reasons.
+        The rows of series.csv and the names of the labels. If no series was converted, no error is raised; the rows
+        contain the reasons.
 
     Raises:
         MaskfoldError: an argument is invalid (exit status 2), the folder has no DICOM files, or the output cannot be
@@ -200,7 +201,9 @@ class _Converter:
         self._images[series.uid] = ConvertedImage(row.id, slices)
         notes = list(slices.notes)
         if series.uid in self._other_layouts:
-            notes.append(f"an earlier conversion wrote this series to {self._other_layouts[series.uid]}")
+            notes.append(
+                f"an earlier conversion wrote this series to {self._other_layouts[series.uid]}, where it remains"
+            )
         row.status, row.file, row.slices = "converted", name, str(len(slices.frames))
         row.shape, row.spacing = _format_size(slices.grid.shape), _format_size(slices.grid.spacing)
         row.notes, row.ignored = CELL_SEPARATOR.join(notes), _format_ignored(slices.ignored, series)

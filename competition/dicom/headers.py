@@ -291,7 +291,7 @@ def _is_long(word: str, min_letters: int) -> bool:
 
 
 def hide_private(text: str, patterns: Iterable[str]) -> str:
-    """Replace each part of a text that matches one of the `patterns` with `***`."""
+    """Write `***` instead of each part of a text that matches one of the `patterns`."""
     longest_first = sorted(patterns, key=lambda pattern: (-len(pattern), pattern))
     return re.sub("|".join(longest_first), MASKED, text, flags=re.IGNORECASE) if longest_first else text
 

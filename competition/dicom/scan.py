@@ -161,7 +161,10 @@ def scan_folder(folder: Path) -> Scan:
 
 
 def _name_pattern(name: str) -> str | None:
-    """Return a path with each number replaced by `#`; None if the file name contains no number."""
+    """Return a path with each number replaced by `#`, so that numbered files of a folder have the same pattern.
+
+    Return None if the file name contains no number.
+    """
     return re.sub(r"\d+", "#", name) if re.search(r"\d[^/]*$", name) else None
 
 

@@ -43,7 +43,7 @@ class Mask:
     """Hold a mask on the grid of its image.
 
     Attributes:
-        image: the image.
+        image: the image to which the mask belongs.
         array: (X, Y, Z) uint8, label values.
         series: SeriesInstanceUIDs of the DICOM-SEG files or label series from which the mask was made.
         notes: remarks on the conversion.

@@ -81,7 +81,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
         instance for instance in series.instances if instance.fault and instance.instance_uid not in complete_uids
     ]
     if damaged:
-        more = f" (and {len(damaged) - 1} more of its {len(series.instances)} files)" if len(damaged) > 1 else ""
+        more = f" (damaged files: {len(damaged)} of {len(series.instances)})" if len(damaged) > 1 else ""
         raise SeriesRejected(f"{damaged[0].fault}{more}")
     for instance in series.instances:
         if instance.fault:
@@ -207,7 +207,11 @@ def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], fi
 
 
 def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
-    """Return the distance between slices in mm."""
+    """Return the distance between slices in mm; for a single slice, the distance or thickness in its header.
+
+    Raises:
+        SeriesRejected: slices are missing or unevenly spaced, or the header of a single slice has no thickness.
+    """
     if len(frames) == 1:
         step = frames[0].slice_spacing or frames[0].thickness
         if not step:

@@ -38,7 +38,7 @@ class Exploration:
         comp: the competition.
         cases: training cases, then test cases, each sorted by id; unreadable cases are included.
         findings: faults and remarks.
-        pairs: near-duplicates, as indices of `cases`.
+        pairs: pairs of cases that look nearly the same; the cases are given by their indices in `cases`.
         contrasts: contrast between foreground and background in each channel, highest contrast first.
         shifts: comparisons of training and test cases.
         snippet: suggested sections of an experiment, in YAML.

@@ -23,7 +23,8 @@ def find_similar_cases(comp: Competition, cases: Sequence[CaseStats], findings: 
     """Add findings for cases with identical images, and for cases whose images look nearly the same.
 
     Returns:
-        Near-duplicates as indices of `cases`, without identical files, and without cases that look like most others.
+        Pairs of cases that look nearly the same; the cases are given by their indices in `cases`. Pairs with identical
+        files are left out, and so are cases that look like most others.
     """
     _find_copies(cases, findings)
     pairs = [
@@ -97,8 +98,8 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
                 ", ".join([copy.id, *ids]),
                 f"The test {'case' if len(ids) == 1 else 'cases'} {names} {has_or_have(len(ids))} the same image as "
                 f"the training case {format_listed_case(copy.id, copy.images[0])}.",
-                "The training set contains the truth of this test case, so the host's score will be "
-                "optimistic. Inform the host.",
+                "The training set contains the truth of this image, so the host's score will be optimistic. Inform the "
+                "host.",
             )
         elif len(ids) > 1:
             findings.add_remark(
@@ -113,7 +114,8 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
 def _is_common_look(alike: Sequence[CaseStats], cases: Sequence[CaseStats]) -> bool:
     """Return whether most of the cases, or most of the training cases, are in a set of cases that look alike.
 
-    If all cases of the set are in one group, such as the images of one video, they do show the same.
+    If all cases of the set are in one group, such as the images of one video, return False: these cases are real
+    near-duplicates.
     """
     groups = {case.group for case in alike}
     if len(groups) == 1 and groups != {None}:

@@ -23,7 +23,7 @@ from competition.errors import MaskfoldError
 from competition.explore.types import ErrorCollector, Findings
 from competition.io import temporary_folder
 from competition.tables import read_csv
-from competition.text import fold_name, format_count
+from competition.text import fold_name, format_count, has_or_have
 
 LINE_PATTERN = re.compile(r", line (\d+): ")
 SCRATCH = Path(gettempdir()) / "maskfold-explore"  # base of the names of temporary folders
@@ -132,12 +132,13 @@ def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], f
     rows = find_blank_rows(comp, {case_id: next(iter(channels.values())) for case_id, channels in images.items()})
     if rows:
         first, lines = next(iter(rows.items()))
+        count = sum(map(len, rows.values()))
         findings.add_remark(
             "objects",
             "train",
             ", ".join(rows),
-            f"In {comp.train.rle}, images with masks also have {format_count(sum(map(len, rows.values())), 'row')} "
-            f"without a mask, such as line {lines[0]}, id {first}.",
+            f"In {comp.train.rle}, {format_count(count, 'row')} {has_or_have(count)} no mask, although other rows of "
+            f"the same image have a mask. An example is line {lines[0]}, id {first}.",
             "Remove these rows, or add their masks. At present, they do not count as objects.",
         )
 
@@ -157,7 +158,10 @@ def _discover_images(
 
 
 def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
-    """Yield the YAML key and the pattern of the images, and of the masks in `train`, in the order of the search."""
+    """Yield the YAML key and the pattern of the images, then those of the masks if `split` is `train`.
+
+    This is the order in which discovery searches for files.
+    """
     section = comp.train if split == "train" else comp.test
     images = section.images if section is not None else {}
     masks = comp.train.masks if split == "train" and comp.train.masks is not None else {}
@@ -228,7 +232,7 @@ def _failing(check: Callable[[], object], ids: list[str], split: str, findings: 
 
 
 def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
-    """Return all files of each id that a pattern matches.
+    """Return, by case id, all files that a pattern matches.
 
     Return an empty dictionary if no file matches, because discovery reports this error.
     """

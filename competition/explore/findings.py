@@ -23,7 +23,8 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
     """Compare all cases, and add findings such as copies and rare classes.
 
     Returns:
-        Near-duplicates as indices of `cases`, without identical files, and without cases that look like most others.
+        Pairs of cases that look nearly the same; the cases are given by their indices in `cases`. Pairs with identical
+        files are left out, and so are cases that look like most others.
     """
     pairs = find_similar_cases(comp, cases, findings)
     _find_unusual_cases(comp, cases, findings)
@@ -39,13 +40,14 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
     for case in cases:
         for channel in case.stats or []:
             if channel.minimum == channel.maximum:
+                where = "" if channel.name == "image" else f" of the channel {channel.name}"
                 findings.add_remark(
                     "image",
                     case.split,
                     case.id,
-                    f"In the case {format_single_case(case.id, case.images[0])}, all pixels of the channel "
-                    f"{channel.name} have the value {channel.minimum:g}.",
-                    "Look at the image; a network cannot learn from a constant channel.",
+                    f"In the case {format_single_case(case.id, case.images[0])}, all pixels{where} have the "
+                    f"value {channel.minimum:g}.",
+                    "Look at the image; a network cannot learn from a channel in which all pixels are equal.",
                 )
     multichannel = [case for case in cases if (case.label_channels or 1) > 1]
     if multichannel:
@@ -55,7 +57,7 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
             "train",
             ", ".join(limit_ids([case.id for case in multichannel])),
             f"The masks of {format_count(len(multichannel), 'case')} have {first.label_channels} channels "
-            f"(the first is {first.id}). The channels are equal, so they are read as one.",
+            f"(the first such case is {first.id}). The channels are equal, so they are read as one.",
             "You need not do anything; masks with one channel would be smaller files.",
         )
     for case in cases:
@@ -64,9 +66,9 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
                 "empty",
                 case.split,
                 case.id,
-                f"In the case {case.id}, all pixels are ignored "
-                f"({'train.region' if comp.ignore is None else f'label {comp.ignore}'}).",
-                "Look at its mask; a network cannot learn from this case.",
+                f"In the case {case.id}, all pixels are ignored because of "
+                f"{'train.region' if comp.ignore is None else f'`ignore: {comp.ignore}`'}.",
+                "Look at the mask of this case; a network cannot learn from this case.",
             )
 
 
@@ -143,7 +145,8 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
                 ", ".join(ids),
                 f"The class {name} is in only {len(ids)} of {format_count(len(cases), 'training case')}: "
                 f"{', '.join(ids)}.",
-                "Some folds will have no validation case with this class. Use fewer folds, and a stratified scheme.",
+                "Some folds will have no validation case with this class. Use fewer folds (folds.k) and a stratified "
+                "scheme (folds.scheme).",
             )
 
 
@@ -176,7 +179,7 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
         ),
         (
             "orientation",
-            lambda case: None if case.shape is None else case.orientation or "none",
+            lambda case: None if case.shape is None else case.orientation or "no orientation",
             (
                 "Set prepare.orientation, which gives all cases the same orientation. If sform_code and "
                 "qform_code of a NIfTI file are 0, the file has no orientation; correct its header first."
@@ -185,14 +188,16 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
     ]
     if comp.dimensions == 2:
         hint = "`cv` stops if cases differ in the number of channels. Set prepare.channels to grey or rgb."
-        properties.insert(0, ("channels", _count_channels, hint))
+        properties.insert(0, ("number of channels", _count_channels, hint))
     cases = [case for case in cases if not case.skipped]
     for name, get, hint in properties:
         counts = Counter(value for case in cases if (value := get(case)) is not None)
         if len(counts) > 1:
             rarest = counts.most_common()[-1][0]
             ids = [case.id for case in cases if get(case) == rarest]
-            listed = ", ".join(f"{value} in {count}" for value, count in counts.most_common())
+            listed = ", ".join(
+                f"{format_count(count, 'case')} {has_or_have(count)} {value}" for value, count in counts.most_common()
+            )
             findings.add_remark(
                 "mixed",
                 "",

@@ -1,4 +1,4 @@
-"""Assign the group of each case, and find groups that are in both training and test, or not yet set."""
+"""Assign the group of each case, find groups in both training and test, and guess groups if the YAML sets none."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from competition.text import format_count
 
 
 def assign_groups(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Set the group of each case, and add a fault for each training id without a group.
+    """Set the group of each case, and add a fault for each training id without a group or stratum.
 
-    Test cases may have no group, because `cv` does not require one.
+    Test cases may have no group, because `cv` requires groups only for training cases.
     """
     for split in ("train", "test"):
         by_id = {case.id: case for case in cases if case.split == split}

@@ -80,8 +80,9 @@ def get_measures(cases: Sequence[CaseStats]) -> dict[str, Callable[[CaseStats], 
         if any(case.spacing and case.spacing[axis] != 1 for case in cases):
             functions[f"spacing along axis {axis}"] = lambda case, axis=axis: case.spacing and case.spacing[axis]  # type: ignore[misc]
     for name in dict.fromkeys(channel.name for case in cases for channel in case.stats or []):
+        subject = "image" if name == "image" else f"channel {name}"
         for label, key in (("brightness", "mean"), ("contrast", "std")):
-            functions[f"{label} of {name} ({key})"] = _channel_measure(name, key)
+            functions[f"{label} of {subject} ({key})"] = _channel_measure(name, key)
     return functions
 
 

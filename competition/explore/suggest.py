@@ -66,7 +66,7 @@ def suggest_experiment(comp: Competition, cases: Sequence[CaseStats], contrasts:
     Args:
         comp: the competition.
         cases: training and test cases.
-        contrasts: contrasts of the channels, see `findings.rank_contrasts`.
+        contrasts: contrasts of the channels, see `contrasts.rank_contrasts`.
 
     Returns:
         YAML that forms an experiment together with `competition`, `model` and `loss`; empty if no training case is
@@ -84,7 +84,7 @@ def suggest_keys(
     Args:
         comp: the competition.
         cases: training and test cases.
-        contrasts: contrasts of the channels, see `findings.rank_contrasts`.
+        contrasts: contrasts of the channels, see `contrasts.rank_contrasts`.
         k: number of folds; if there are fewer groups, there are fewer folds.
 
     Returns:

@@ -87,7 +87,7 @@ def _intensity_rows(splits: Sequence[Sequence[CaseStats]]) -> list[Row]:
             high = max(channel.maximum for channel in channels)
             means = format_range([channel.mean for channel in channels])
             cells.append(f"{means}, from {format_number(low)} to {format_number(high)}")
-        rows.append(["mean of " + ("a case" if name == "image" else name) + ", and full range", *cells])
+        rows.append([f"mean intensity of {'a case' if name == 'image' else f'channel {name}'}, and full range", *cells])
     return rows
 
 
@@ -113,7 +113,10 @@ def truth_rows(exploration: Exploration) -> list[Row]:
 
 
 def class_rows(exploration: Exploration) -> list[Row]:
-    """Return one row per class: class, label value, cases, share of voxels and of foreground, objects, median size."""
+    """Return the table of classes: one row per class, and one row per label value that belongs to no class.
+
+    `class_header` returns the names of the columns.
+    """
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     total = sum(truth.total - truth.ignored for truth in truths)
     foreground = sum(int(truth.voxels.sum()) for truth in truths)
@@ -226,14 +229,15 @@ CHANNEL_COLUMNS = {  # attribute of `ChannelStats` by the suffix of the column's
 
 
 def case_rows(exploration: Exploration) -> pandas.DataFrame:
-    """Return a table with one row per case; unknown values are empty.
+    """Return a table with one row per case; unknown values are empty. The columns describe:
 
-    The columns are: id, split, images, faults (number of faults), size and spacing along each axis, orientation,
-    dtype, channels, group, aspect (ratio of the longest to the shortest side). For each channel, after its name: least
-    (minimum), low (0.5 %), median, high (99.5 %), most (maximum), mean, deviation, contrast (Cohen's d). For the truth:
-    empty (whether the mask is empty), foreground and ignored (numbers of voxels), objects (their number), object_median
-    (median number of voxels of an object), strange_labels (label values without a class). For each class, after its
-    name: voxels and objects (numbers).
+    - The case: id, split, images, faults (number of faults), size and spacing along each axis, orientation, dtype,
+      channels, group, aspect (ratio of the longest to the shortest side).
+    - Each channel, e.g. `red_low`: least (minimum), low (0.5 % quantile), median, high (99.5 % quantile), most
+      (maximum), mean, deviation, contrast (Cohen's d).
+    - The truth: empty (whether the mask is empty), foreground and ignored (numbers of voxels), objects (their number),
+      object_median (median number of voxels of an object), strange_labels (label values without a class).
+    - Each class, e.g. `liver_voxels`: voxels and objects (their numbers).
     """
     import pandas
 

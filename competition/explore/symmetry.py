@@ -80,9 +80,9 @@ def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     """Measure, for each axis, how strongly the classes prefer one side.
 
     Return an empty list if there are too few cases. If all files have an orientation, the frequency maps are turned to
-    RAS, as preprocessing turns the cases; otherwise `explore` suggests no `prepare.orientation`. For `consistency`, the
-    cases are split into two halves, and each case is compared with the mean of the other half, because a case resembles
-    every mean to which it contributed.
+    RAS, as preprocessing turns the cases. Otherwise, the maps keep the axes of the files, because `explore` then
+    suggests no `prepare.orientation`. For `consistency`, the cases are split into two halves, and each case is compared
+    with the mean of the other half, because a case resembles every mean to which it contributed.
     """
     are_turned = all(case.orientation is not None and "?" not in case.orientation for case in train)
     maps = [
@@ -105,7 +105,10 @@ def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
 
 
 def turned_to_ras(frequency: NDArray[np.float32], orientation: str | None) -> NDArray[np.float32]:
-    """Return a map (K, *cells) with the axes of the file in the order and direction of RAS."""
+    """Permute and flip the axes of a frequency map (K, *cells) so that they follow RAS.
+
+    If the orientation is unknown, return the map unchanged.
+    """
     if orientation is None or "?" in orientation or len(orientation) != frequency.ndim - 1:
         return frequency
     order = [next(axis for axis, letter in enumerate(orientation) if letter in pair) for pair in ("RL", "AP", "SI")]

@@ -38,8 +38,8 @@ TITLES = {
     "cv": "without tuned post-processing",
     "nested": "with post-processing tuned on the other folds",
     "soup_weights": "of averaged checkpoints, on cases that were not used to select them",
-    "last_weights": "last weights",
-    "all_seeds": "all seeds together",
+    "last_weights": "of the last weights",
+    "all_seeds": "of the mean prediction of all seeds",
     "one_seed": "of one seed alone, averaged over the seeds",
 }
 CURVE_METRICS = ("train/loss", "val/score", "val/dice")  # and the metric `val/dice/<class>` of each class

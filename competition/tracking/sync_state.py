@@ -32,7 +32,8 @@ class MetricPoint(NamedTuple):
         value: its value.
         time: time at which the value was written, in ms since 1970. MLflow drops a value that is uploaded again with
             the same time.
-        step: number of the optimiser step.
+        step: step of the value in MLflow. It is the number of the optimiser step in a fold's `metrics.jsonl`, the
+            number of the sample in system metrics, the epoch in mean curves, and 0 in final metrics.
     """
 
     name: str

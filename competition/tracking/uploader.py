@@ -403,7 +403,9 @@ class RunUploader:
                 retry_after_conflict(lambda: client.set_experiment_tag(experiment, VIEW_TAG, view))
             for name, uploaded in list(self.state.folders.items()):
                 if uploaded.run_id is not None and not _has_run(client, uploaded.run_id):
-                    logger.warning("MLflow no longer has the run of %s, so it is uploaded again", self.folder / name)
+                    logger.warning(
+                        "MLflow no longer has the run of %s, so this folder is uploaded again", self.folder / name
+                    )
                     del self.state.folders[name]
             self._client = client
         return self._client

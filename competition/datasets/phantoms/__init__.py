@@ -62,7 +62,7 @@ def make_phantom(
         raise MaskfoldError(
             f"{layout} phantoms: found {case_count} {'training cases' if default_test_cases else 'patients'}, "
             f"{test_count} test cases and seed {seed}, expected {expected} and a seed of at least 0.",
-            "Change the number of cases, or the seed.",
+            "On the command line, change --seed. In Python, change the arguments cases, test_cases or seed.",
             status=2,
         )
     write: Writer = import_module(f"{__name__}.{MODULES.get(layout, layout)}").write

@@ -224,7 +224,7 @@ def _largest_component(mask: Array) -> Array:
 
 
 def _write_jpg(path: Path, colours: Array) -> None:
-    """Write a (H, W, 3) uint8 array, RGB."""
+    """Write an RGB array (H, W, 3) uint8 as JPEG."""
     import cv2
 
     _, data = cv2.imencode(".jpg", colours[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
