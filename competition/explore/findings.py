@@ -13,7 +13,7 @@ from competition.data.duplicates import ImagePair
 from competition.data.normalisation import channels_error, find_other_channels
 from competition.explore.copies import find_similar_cases
 from competition.explore.types import CaseStats, Finding, Findings, TruthStats, limit_ids
-from competition.text import format_count, format_single_case, has_or_have, is_or_are, shorten_id
+from competition.text import format_count, format_single_case, has_or_have, is_or_are, join_or, shorten_id
 
 MAX_SPACING_ERROR = 0.01  # a larger relative difference between pixdim and affine gives a remark
 MIN_CLASS_CASES = 5  # with fewer cases, a class cannot be in each of five folds
@@ -60,14 +60,15 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
             f"(the first such case is {first.id}). The channels are equal, so they are read as one.",
             "You need not do anything; masks with one channel would be smaller files.",
         )
+    reasons = [f"`ignore: {comp.ignore}`"] if comp.ignore is not None else []
+    reasons += ["train.region"] if comp.train.region is not None else []
     for case in cases:
         if case.truth is not None and case.truth.ignored == case.truth.total:
             findings.add_remark(
                 "empty",
                 case.split,
                 case.id,
-                f"In the case {case.id}, all pixels are ignored because of "
-                f"{'train.region' if comp.ignore is None else f'`ignore: {comp.ignore}`'}.",
+                f"In the case {case.id}, all pixels are ignored because of {join_or(reasons)}.",
                 "Look at the mask of this case; a network cannot learn from this case.",
             )
 

@@ -143,10 +143,13 @@ class MlflowSync:
         except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop training
             if not self._is_failing:
                 logger.warning(
-                    "Data cannot be sent to MLflow (%s): %s%s. Training continues, and Maskfold tries again.",
+                    "Data cannot be sent to MLflow (%s): %s%s. %s",
                     self.store.display_uri,
                     _first_line(error),
                     _free_space(self.store, error),
+                    "To upload it later, run the same command again."
+                    if last
+                    else "Training continues, and Maskfold tries again.",
                 )
             self._is_failing = True
             return False
