@@ -88,7 +88,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
             summary = run_cv(run, context, bars.update)
             bars.close()
             close_shared_server()  # the next steps may need the memory of this process
-            tuned = _tune_postprocessing(run, summary, context)
+            tuned = _score_postprocessing(run, summary, context)
     console.print(cv_table(summary, run))
     for line in [
         *(f"note: {remark}" for remark in mixed_environments(run.results())),
@@ -144,12 +144,13 @@ def _case_warnings(run: Run) -> list[str]:
     return notes
 
 
-def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list[str]:
-    """Tune post-processing if `postprocess.tune` is set and all folds are finished; return lines with the result."""
-    if not run.exp.postprocess.tune:
+def _score_postprocessing(run: Run, summary: CvSummary, context: Context) -> list[str]:
+    """Score the post-processing of the YAML, or tune it if all folds are finished; return lines with the result."""
+    settings = run.exp.postprocess
+    if not settings.is_scored or not summary.cases:
         return []
     validated_folds = {result["fold"] for result in summary.folds}
-    if missing := [str(fold) for fold in run.fold_numbers() if fold not in validated_folds]:
+    if settings.tune and (missing := [str(fold) for fold in run.fold_numbers() if fold not in validated_folds]):
         folds, are, them = ("folds", "are", "them") if len(missing) > 1 else ("fold", "is", "it")
         return [
             (
@@ -160,6 +161,10 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
     from competition.ensembling.expected import estimate_score
     from competition.runs.blend import Ensemble
 
+    if not settings.tune:
+        context.say("scoring the post-processing of the YAML on the out-of-fold predictions")
+        expected = estimate_score(Ensemble((run,), (1.0,)), summary.cases, context)
+        return [f"with the post-processing of the YAML: score {expected.score:.4f}"]
     context.say(
         "tuning the post-processing on the out-of-fold predictions; if you stop it with Ctrl-C, the trained folds stay"
     )

@@ -298,6 +298,17 @@ class PostprocessConfig(ConfigModel):
         return tuple(self.steps.get(cls, ()) if isinstance(self.steps, dict) else self.steps)
 
     @property
+    def has_own_steps(self) -> bool:
+        """Whether the YAML sets post-processing that changes masks: `steps`, `number` or `forbid_overlap`."""
+        lists = self.steps.values() if isinstance(self.steps, dict) else [self.steps]
+        return any(lists) or self.forbid_overlap or self.number is not None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the masks of a submission may have another score than the masks of the network."""
+        return self.tune or self.has_own_steps
+
+    @property
     def own_targets(self) -> list[str]:
         """The import paths of the user's own steps."""
         lists = self.steps.values() if isinstance(self.steps, dict) else [self.steps]

@@ -11,7 +11,13 @@ from competition.data.content.unchanged import check_truth_unchanged
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import cv_score, prediction_interval
 from competition.postprocessing.evaluation import OofScores
-from competition.postprocessing.tuning import TuningResult, load_tuning, save_tuning, tune_postprocessing
+from competition.postprocessing.tuning import (
+    TuningResult,
+    load_tuning,
+    save_tuning,
+    score_own_steps,
+    tune_postprocessing,
+)
 from competition.runs.blend import Ensemble
 from competition.runs.lock import lock_if_free
 from competition.runs.run import Run
@@ -82,9 +88,9 @@ def estimate_score(
 ) -> ExpectedScore:
     """Estimate the score of an ensemble on a test set, from its out-of-fold predictions.
 
-    If `postprocess.tune` is true, post-processing is tuned first. For a single run, the tuning result is stored in the
-    run's folder, except while another process works there. A stored result is used again if the labels of its cases
-    have not changed.
+    If `postprocess.tune` is true, post-processing is tuned first. For a single run, the result, or the score of the
+    YAML's post-processing, is stored in the run's folder, except while another process works there. A stored result is
+    used again if the labels of its cases have not changed.
 
     The estimate tends to be slightly pessimistic. An out-of-fold case is predicted by one network of each run. A test
     case is predicted by the networks of all folds together, which are usually better.
@@ -103,20 +109,17 @@ def estimate_score(
     groups = run.groups()
     settings, seed = run.exp.postprocess, run.exp.seeds[0]
     single_run = len(ensemble.active) == 1 and ensemble.active[0][0] is run and not ensemble.fold_weights
-    tuning = _remembered_tuning(run, context) if settings.tune and single_run else None
-    if tuning is None:
+    is_stored = single_run and settings.is_scored
+    result = _remembered_tuning(run, context) if is_stored else None
+    if result is None:
+        key = tuning_key(run) if is_stored else {}
         with OofScores(ensemble, workers) as evaluation:
-            if settings.tune:
-                key = tuning_key(run) if single_run else {}
-                tuning = tune_postprocessing(evaluation, seed, groups, context)
-                if single_run:
-                    _remember_tuning(run, tuning, key, context)
-            else:
-                own = [settings.steps_for(name) for name in comp.classes]
-                evaluation.score({index: (steps,) for index, steps in enumerate(own)})
-                rows = evaluation.score_table(lambda _, index: own[index])
-    if tuning is not None:
-        rows, settings = tuning.rows, tuning.settings
+            result = (
+                tune_postprocessing(evaluation, seed, groups, context) if settings.tune else score_own_steps(evaluation)
+            )
+        if is_stored:
+            _remember_tuning(run, result, key, context)
+    rows = result.rows
     low, high = prediction_interval(rows, comp.metric, test_cases, seed=seed, groups=groups)
     return ExpectedScore(
         comp.metric.name,
@@ -125,8 +128,8 @@ def estimate_score(
         high,
         int(rows["id"].nunique()),
         test_cases,
-        settings,
-        tuning,
+        result.settings,
+        result if settings.tune else None,
         rows,
     )
 
@@ -146,7 +149,7 @@ def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
     if missing := check_truth_unchanged(run.exp.competition, rows):
         context.say(
             f"note: the masks of {missing} of {len(rows)} cases are missing, so they cannot be checked for changes; "
-            "the stored tuning result is used"
+            "the stored result of post-processing is used"
         )
         return tuning
     return load_tuning(run, with_data=True)  # without a record of the data, the search is repeated

@@ -83,7 +83,7 @@ def describe_run(run: Run) -> str:
             f" (95 % interval {summary['low']:.4f} to {summary['high']:.4f}, {format_count(summary['cases'], 'case')})"
         )
     submitted = run_scores(run, summary)
-    if submitted is not None and submitted.is_nested:
+    if submitted is not None and submitted.counting in ("nested", "processed"):
         text += f", {submitted.value:.4f} with {submitted.note}"
     return text
 

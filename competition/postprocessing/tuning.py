@@ -94,6 +94,8 @@ class TuningResult:
 
     def report_lines(self) -> list[str]:
         """Return the result as lines for the user."""
+        if not self.settings.tune:
+            return [f"with the post-processing of the YAML: score {self.before:.4f}"]
 
         def interval(gain: ScoreGain) -> str:
             if math.isnan(gain.low):
@@ -183,6 +185,20 @@ def tune_postprocessing(
             if part is not None and len(numbers) > 1
         },
     )
+
+
+def score_own_steps(evaluation: OofScores) -> TuningResult:
+    """Score the post-processing of the YAML without tuning; `before`, `after` and `nested` are then this score.
+
+    Args:
+        evaluation: object that scores the out-of-fold predictions; call this function inside its `with` block.
+    """
+    exp, comp = evaluation.ensemble.runs[0].exp, evaluation.ensemble.comp
+    own = [exp.postprocess.steps_for(name) for name in comp.classes]
+    evaluation.score({index: (steps,) for index, steps in enumerate(own)})
+    rows = evaluation.score_table(lambda _, index: own[index])
+    score, steps = cv_score(rows, comp.metric), dict(zip(comp.classes, own, strict=True))
+    return TuningResult(exp.postprocess, steps, score, score, score, ScoreGain(0.0, math.nan, math.nan), False, rows)
 
 
 def is_significant(gain: ScoreGain) -> bool:

@@ -310,6 +310,8 @@ def _scores(results: RunResults, citations: Citations) -> str:
         submitted = None
     if submitted is not None and submitted.is_nested:
         text += f". With post-processing tuned on the other folds, {name} was {submitted.value:.4f}"
+    elif submitted is not None and submitted.processed is not None:
+        text += f". With post-processing, {name} was {submitted.value:.4f}"
     return f"{text}."
 
 

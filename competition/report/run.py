@@ -197,8 +197,8 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     text = f"{best.name} scored {best.score:.4f} on {format_count(best.cases, 'case')}{note}."
     if results.table is None or math.isnan(results.score().value):
         return text
-    gain, cases, is_nested = gain_over_run(results, best.folder)
-    footing = "with post-processing tuned on the other folds" if is_nested else "without tuned post-processing"
+    gain, cases, is_processed = gain_over_run(results, best.folder)
+    footing = "with post-processing, whose tuned steps were tuned on the other folds" if is_processed else "without it"
     if gain is None:
         return f"{text} The two runs cannot be compared case by case. This run scored {results.counted().value:.4f}."
     direction = results.metric.direction
@@ -214,16 +214,16 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
 def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int, bool]:
     """Return the gain of a run's score over the score of another run, on the cases that both have predicted.
 
-    If post-processing was tuned for both runs, their nested scores are compared: in these, the steps for each fold were
-    tuned on the other folds. Otherwise, scores without tuned post-processing are compared.
+    If both runs have a stored result of post-processing, scores with post-processing are compared: if steps were tuned,
+    each fold has the steps that were tuned on the other folds. Otherwise, scores without post-processing are compared.
 
     Args:
         results: results of the run.
         folder: folder of the other run.
 
     Returns:
-        The gain, or None if the runs cannot be compared; the number of common cases; and whether nested scores were
-        compared.
+        The gain, or None if the runs cannot be compared; the number of common cases; and whether scores with
+        post-processing were compared.
     """
     exp, tuned = results.run.exp, _tuned_tables(results.run, folder)
     try:
@@ -240,13 +240,13 @@ def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, 
 
 
 def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Return the tables of the nested scores of a run and of another run in `folder`.
+    """Return the tables of the scores with post-processing of a run and of another run in `folder`.
 
-    If post-processing was not tuned for both runs, return None.
+    If one of the runs has no stored result of post-processing, return None.
     """
     try:
         other = load_run(folder, None)  # no class of the run is built
-        tables = [load_tuning(each) if each.exp.postprocess.tune else None for each in (run, other)]
+        tables = [load_tuning(each) if each.exp.postprocess.is_scored else None for each in (run, other)]
     except (OSError, ValueError, KeyError, MaskfoldError):
         return None
     return None if tables[0] is None or tables[1] is None else (tables[0].rows, tables[1].rows)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
-from competition.config.postprocess import StepConfig
+from competition.config.postprocess import PostprocessConfig, StepConfig
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.data.objects import HiddenPixels
@@ -79,6 +79,8 @@ def score_headline(results: RunResults) -> Markup:
     label += f"95 % interval {ends}" if ends else "too few cases for an interval"
     if scores.is_nested:
         label += f" · {scores.note}; {format_score(raw.value)} without tuned steps"
+    elif scores.processed is not None:
+        label += f" · {scores.note}; {format_score(raw.value)} without it"
     return render(TEMPLATE, "headline", score=format_score(score.value), label=label, fitted=False)
 
 
@@ -223,7 +225,7 @@ def _dot(axes: Axes, score: ScoreEstimate, row: float, colour: tuple[float, floa
 
 
 def postprocessing_section(run: Run) -> Markup:
-    """Return a paragraph with the result of tuning post-processing; an empty text if nothing was tuned."""
+    """Return a paragraph with the score of the post-processing; an empty text if the run stores no such score."""
     if not (run.folder / TUNING_FILE).exists():
         return Markup()
     tuned = load_tuning(run)
@@ -246,7 +248,7 @@ def _read_outdated(run: Run) -> TuningResult | None:
             name: tuple(StepConfig.model_validate(step) for step in steps) for name, steps in plain["found"].items()
         }
         return TuningResult(
-            run.exp.postprocess,
+            PostprocessConfig.model_validate(plain["settings"]),
             found,
             plain["before"],
             plain["after"],

@@ -150,7 +150,7 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
 
 # The score that counts
 
-ScoreKind = Literal["raw", "nested", "soup", "seeds"]
+ScoreKind = Literal["raw", "processed", "nested", "soup", "seeds"]
 
 
 class ScoreEstimate(NamedTuple):
@@ -192,9 +192,11 @@ class RunScores:
         metric: name of the competition's metric.
         counting: kind of the counted score. `nested`: with post-processing steps that were tuned on the other folds;
             `soup`: with the averaged weights of several checkpoints; `seeds`: with the mean prediction of several
-            seeds; `raw`: none of these.
+            seeds; `processed`: with the post-processing of the YAML; `raw`: none of these.
         counted: the counted score.
-        raw: the score in `summary.json`: with the selected weights and all seeds, without tuned post-processing.
+        raw: the score in `summary.json`: with the selected weights and all seeds, without post-processing.
+        processed: the score with the post-processing of the YAML; None if the YAML sets none, if it was not scored, or
+            if the tuned steps are used instead.
         nested: the score with post-processing, where the steps for each fold were tuned on the other folds; None if
             nothing was tuned. If the tuned steps are not used for submissions, this score has no interval.
         soup: the score of the averaged checkpoints, on cases that were not used to select the checkpoints; None if the
@@ -215,6 +217,7 @@ class RunScores:
     seeds: ScoreEstimate | None = None
     one_seed: ScoreEstimate | None = None
     cases: int = 0
+    processed: ScoreEstimate | None = None
 
     @property
     def value(self) -> float:
@@ -228,8 +231,10 @@ class RunScores:
 
     @property
     def note(self) -> str:
-        """A note for tables that says whether the counted score includes tuned post-processing."""
-        return "post-processing tuned on the other folds" if self.is_nested else "no tuned post-processing"
+        """A note for tables that says which post-processing the counted score includes."""
+        if self.is_nested:
+            return "post-processing tuned on the other folds"
+        return "post-processing of the YAML" if self.counting == "processed" else "no tuned post-processing"
 
 
 def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores | None:
@@ -237,11 +242,11 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
 
     The counted score is the score of the masks that `maskfold submit` would write. It is selected as follows:
 
-    - If `postprocess.tune` is not set, or there is no valid tuning result, it is the score in `summary.json`. That
-      score includes all seeds, and averaged checkpoints if they were selected.
+    - If there is no valid stored result of post-processing, it is the score in `summary.json`. That score includes all
+      seeds, and averaged checkpoints if they were selected.
     - If there is a tuning result and the tuned steps are used, it is the nested score: each fold is scored with steps
       that were tuned on the other folds.
-    - If there is a tuning result and the tuned steps are not used, it is the score with the steps of the YAML.
+    - If there is a stored result, but no tuned steps are used, it is the score with the post-processing of the YAML.
 
     Args:
         run: the run.
@@ -253,9 +258,10 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
     Raises:
         MaskfoldError: `summary.json` or `postprocess.json` cannot be read, was edited, or belongs to other results.
     """
-    if run.exp.postprocess.tune:
+    settings = run.exp.postprocess
+    if settings.is_scored:
         check_search_unedited(run)
-    record = read_tuning_record(run) if run.exp.postprocess.tune else None
+    record = read_tuning_record(run) if settings.is_scored else None
     try:
         summary = read_summary(run.folder) if summary is None else summary
         stored = stored_scores(summary)
@@ -269,11 +275,14 @@ def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores 
         return stored
     is_used, rows = record["kept"], _tuned_rows(run)
     counted = _with_interval(float(record["nested" if is_used else "before"]), rows, run)
-    nested = counted if is_used else ScoreEstimate(float(record["nested"]))
+    nested = counted if is_used else ScoreEstimate(float(record["nested"])) if settings.tune else None
+    processed = counted if not is_used and settings.has_own_steps else None
+    kind: ScoreKind = "nested" if is_used else "processed" if processed is not None else "raw"
     if stored is None:
         metric, cases = run.exp.competition.metric.name, int(rows["id"].nunique())
-        return RunScores(metric, "nested" if is_used else "raw", counted, None, nested, cases=cases)
-    return replace(stored, counting="nested" if is_used else stored.counting, counted=counted, nested=nested)
+        return RunScores(metric, kind, counted, None, nested, cases=cases, processed=processed)
+    kind = stored.counting if kind == "raw" else kind
+    return replace(stored, counting=kind, counted=counted, nested=nested, processed=processed)
 
 
 def stored_scores(summary: Mapping[str, Any]) -> RunScores | None:

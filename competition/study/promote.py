@@ -119,5 +119,5 @@ def _train(session: StudySession, overrides: list[str], number: int, context: Co
         MlflowSync(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=session.folder),
     ):
         tune_if_set(run, run_cv(run, context.indented()), context.indented())
-    tuned = load_tuning(run) if run.exp.postprocess.tune else None
+    tuned = load_tuning(run) if run.exp.postprocess.is_scored else None
     return run, read_run_scores(run.folder) if tuned is None else tuned.rows

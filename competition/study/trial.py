@@ -12,6 +12,7 @@ import numpy as np
 
 from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
+from competition.config.postprocess import PostprocessConfig
 from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.errors import ChangedDataError, MaskfoldError
@@ -139,11 +140,11 @@ def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Lite
 
 
 def tune_if_set(run: Run, summary: CvSummary, context: Context = Context()) -> None:
-    """Tune post-processing on the finished folds of a run, and store the result in its folder.
+    """Tune post-processing on the finished folds of a run, or score that of the YAML; store the result in its folder.
 
-    If `postprocess.tune` is not set, or no case was validated, do nothing.
+    If there is no post-processing, or no case was validated, do nothing.
     """
-    if not run.exp.postprocess.tune or not summary.cases:
+    if not run.exp.postprocess.is_scored or not summary.cases:
         return
     from competition.ensembling.expected import estimate_score
     from competition.runs.blend import Ensemble
@@ -175,7 +176,7 @@ def measure_objectives(
     for name in dict.fromkeys((*config.objectives, *config.constraints)):
         value: Any
         if name == "score":
-            scores = run_scores(run) if run.exp.postprocess.tune else None
+            scores = run_scores(run) if run.exp.postprocess.is_scored else None
             value = summary.score if scores is None else scores.value
         elif name in ("minutes", "peak_gib"):
             per_fold = [float(fold[name]) for fold in summary.folds]
@@ -319,7 +320,8 @@ class PruningCallback:
 
 # Running a trial
 
-TUNED_ATTRIBUTE = "tuned"  # Optuna's user attribute: whether the score of the trial includes tuned post-processing
+# Optuna's user attributes: whether the score of the trial includes tuned post-processing, and whether it includes any
+TUNED_ATTRIBUTE, SCORED_ATTRIBUTE = "tuned", "postprocessed"
 HIGH_LOSS = 1e3  # if the training loss is higher, the learning rate is probably the cause of a failure
 
 
@@ -418,6 +420,7 @@ class TrialRunner:
                     pruning.poll()  # report the last fold, because later trials are compared with it
                 ranked = _as_ranked(run, trial)
                 trial.set_user_attr(TUNED_ATTRIBUTE, ranked.exp.postprocess.tune)
+                trial.set_user_attr(SCORED_ATTRIBUTE, ranked.exp.postprocess.is_scored)
                 tune_if_set(ranked, summary, self.context.indented())
                 measured = measure_objectives(ranked, summary, self.config, self.context)
             except TrialStopped as pruned:
@@ -455,15 +458,18 @@ class TrialRunner:
 
 
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
-    """Return a trial's run with the value of `postprocess.tune` from the first complete trial of the study.
+    """Return a trial's run whose post-processing is scored in the same way as in the study's first complete trial.
 
-    So a study never mixes scores with and without tuned post-processing. Without this rule, they could mix if
-    the YAML has changed, or if an older version of Maskfold, which did not tune, began the study.
+    So a study never mixes scores with and without post-processing. Without this rule, they could mix if the YAML has
+    changed, or if an older version of Maskfold, which did not tune or did not score the YAML's steps, began the study.
     """
     complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
     if not complete:
         return run
-    postprocess = run.exp.postprocess.model_copy(update={"tune": bool(complete[0].user_attrs.get(TUNED_ATTRIBUTE))})
+    is_tuned = bool(complete[0].user_attrs.get(TUNED_ATTRIBUTE))
+    postprocess = run.exp.postprocess.model_copy(update={"tune": is_tuned})
+    if not is_tuned and not complete[0].user_attrs.get(SCORED_ATTRIBUTE):
+        postprocess = PostprocessConfig()  # the score without post-processing
     return replace(run, exp=run.exp.model_copy(update={"postprocess": postprocess}))
 
 

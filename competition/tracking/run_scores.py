@@ -33,9 +33,16 @@ if TYPE_CHECKING:
     from competition.config.postprocess import PostprocessConfig
 
 COUNTING_TAG = "counting_score"  # tag whose value is the name of the metric with the final score, e.g. nested_score
-SCORE_METRICS = {"raw": "cv_score", "nested": "nested_score", "soup": "soup_weights_score", "seeds": "all_seeds_score"}
+SCORE_METRICS = {
+    "raw": "cv_score",
+    "processed": "processed_score",
+    "nested": "nested_score",
+    "soup": "soup_weights_score",
+    "seeds": "all_seeds_score",
+}
 TITLES = {
-    "cv": "without tuned post-processing",
+    "cv": "without post-processing",
+    "processed": "with the post-processing of the YAML",
     "nested": "with post-processing tuned on the other folds",
     "soup_weights": "of averaged checkpoints, on cases that were not used to select them",
     "last_weights": "of the last weights",
@@ -90,8 +97,8 @@ def read_run_scores_of(
 ) -> RunScores | None:
     """Return the score estimates of a run.
 
-    If post-processing was not tuned, the estimates are those in the summary. If it was tuned, `run_scores` computes
-    them from the tuning result. If this fails, a warning is logged, and the estimates are those in the summary.
+    If the run has no stored result of post-processing, the estimates are those in the summary. Otherwise, `run_scores`
+    computes them from this result. If this fails, a warning is logged, and the estimates are those in the summary.
 
     Args:
         folder: the run's folder.
@@ -110,7 +117,7 @@ def read_run_scores_of(
         return run_scores(run, summary)
     except (OSError, ValueError, LookupError, TypeError, MaskfoldError) as error:
         logger.warning(
-            "The score with tuned post-processing of %s cannot be read, so MLflow shows the score without it: %s",
+            "The score with post-processing of %s cannot be read, so MLflow shows the score without it: %s",
             folder,
             error,
         )
@@ -122,6 +129,7 @@ def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
     named = {
         "counted": scores.counted,
         "cv": scores.raw,
+        "processed": scores.processed,
         "nested": scores.nested,
         "soup_weights": scores.soup,
         "last_weights": scores.last,

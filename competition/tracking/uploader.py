@@ -79,7 +79,7 @@ RUN_FILES = (
 )
 FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", RESULT_FILE, "*.safetensors")
-SCORES_VERSION = 3  # increase this number when the same files give other metrics
+SCORES_VERSION = 4  # increase this number when the same files give other metrics
 CHECKPOINT_FILE = "last.pt"  # uploaded only when the fold is finished and the file has no tensors
 TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages hide tags that begin with `mlflow.`
 POINTS_PER_CALL = 1000  # MLflow's limit
