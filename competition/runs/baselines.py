@@ -142,7 +142,7 @@ def _table_of_dice(
     if len(used) < count:
         cases = f"the same {len(used)} of {format_count(count, 'out-of-fold case')}"
     lines = [
-        f"Dice on {cases}, averaged over the classes that a case has:",
+        f"Dice of each method on {cases}, averaged over the classes that a case has:",
         *(f"  {name.ljust(width)}  {value:.4f}" for name, value in own),
     ]
     if len(run.exp.competition.classes) > 1:

@@ -27,6 +27,8 @@ Probabilities = NDArray[Any]
 class WeightedMean:
     """Compute the weighted mean of several runs' probabilities for one case; the runs are added one after the other.
 
+    The networks of a single run are averaged in the same way: each network takes the place of a run.
+
     Runs with and without a boundary class can be mixed. The boundary is then averaged over those runs that have a
     boundary class. In the same way, class presence is averaged over those runs that have a presence head.
 
@@ -66,8 +68,8 @@ class WeightedMean:
             self._sum = large_arrays.zeros(plain.shape, np.float16)
         elif self._sum.shape != plain.shape:
             raise MaskfoldError(
-                f"The predictions of one case differ in shape: found {plain.shape[1:]}, expected "
-                f"{self._sum.shape[1:]} as in the first run.",
+                f"Two predictions of the same case differ in shape: found {plain.shape[1:]}, expected "
+                f"{self._sum.shape[1:]}, the shape of the first prediction.",
                 "Combine runs that were trained on the same images.",
             )
         for total, channel in zip(self._sum, plain, strict=True):
@@ -93,7 +95,7 @@ class WeightedMean:
 
     @property
     def presence(self) -> Probabilities | None:
-        """The weighted mean class presence of the runs with a presence head, (K, 1, …) float32; None without such runs.
+        """The weighted mean class presence of the runs with a presence head, (K, 1, …) float32; None if no run has one.
 
         `competition.inference.presence.mean_log_odds` computes the mean.
         """
@@ -155,7 +157,8 @@ class Ensemble:
         """Return an object that reads the weighted mean of the runs' out-of-fold predictions.
 
         Raises:
-            MaskfoldError: two runs have predicted different images of one case (status 2); or see `Run.oof`.
+            MaskfoldError: two runs have predicted different images of one case (status 2), or the predictions of a run
+                cannot be used, see `Run.oof`.
         """
         # The first run is always included, even with the weight 0, because it defines the folds.
         included = [

@@ -125,10 +125,9 @@ def read_weights(
 def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
     """Read the tensors of a weight file, and verify them.
 
-    The safetensors format has no checksum, so a flipped bit would silently change the network. If `sha256` is given and
-    the whole file has this SHA-256, nothing more is checked. Otherwise, the SHA-256 of the tensors' bytes must be the
-    one in the metadata, if the metadata contain one. If `sha256` is given, but the whole file has another SHA-256, this
-    is an error.
+    The safetensors format has no checksum, so a flipped bit would silently change the network. If the SHA-256 of the
+    whole file is `sha256`, the file is accepted. If it differs, the function raises an error. If `sha256` is None, only
+    the tensors are verified: if the metadata contain a SHA-256, the tensors' bytes must have it.
 
     Raises:
         ValueError: the file does not fit into the free memory, has unknown metadata, or has a wrong checksum.
@@ -184,7 +183,7 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...]
 
 
 def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[int, ...], int]]) -> str | None:
-    """Return a description of the first difference between the tensors of a network and of a file, or None.
+    """Describe the first difference between the tensors of a network and those of a file; return None if they match.
 
     Values in the file may have fewer bytes than in the network, but not more.
 
@@ -194,13 +193,13 @@ def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[in
     """
     for name, tensor in expected.items():
         if name not in found:
-            return f"{name} is missing"
+            return f"the tensor {name} is missing in the file"
         shape, value_bytes = found[name]
         if shape != tensor.shape:
             return f"shape of {name}: found {shape}, expected {tuple(tensor.shape)}"
         if value_bytes > tensor.element_size():
             return f"bytes per value of {name}: found {value_bytes}, expected at most {tensor.element_size()}"
-    return next((f"{name} is not part of the network" for name in found if name not in expected), None)
+    return next((f"the tensor {name} is not part of the network" for name in found if name not in expected), None)
 
 
 # Checkpoints
@@ -266,8 +265,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a training state that `save_checkpoint` wrote; its tensors are on the CPU.
 
     Raises:
-        MaskfoldError: the file cannot be read, or has another version. After this error, the caller must not start the
-            training again from the beginning.
+        MaskfoldError: the file cannot be read, or has another version. After this error, the caller must stop: a
+            new training would overwrite the checkpoint.
     """
     try:
         _check_archive(path)

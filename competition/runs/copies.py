@@ -11,7 +11,7 @@ from competition.context import Context
 from competition.data.duplicates import describe_common_look, find_equal_images, find_similar_images, is_common_look
 from competition.data.splits import split
 from competition.runs.run import FOLDS_FILE, Run
-from competition.text import format_count, join_names
+from competition.text import format_count, is_or_are, join_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,9 +71,9 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
 def _without_common_look(
     similar: Sequence[list[str]], equal: Sequence[list[str]], total: int
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Divide sets of similar cases into sets that may be copies, and sets that contain most of all cases.
+    """Separate sets of similar cases that may be copies from sets that are too large to be copies.
 
-    If most of all cases look alike, likeness is no sign of copies.
+    A set is too large if it contains most of all cases: if most cases look alike, likeness is no sign of copies.
 
     Args:
         similar: sets of case ids.
@@ -82,7 +82,7 @@ def _without_common_look(
         total: number of all cases.
 
     Returns:
-        The sets whose cases may be copies; and the sets that contain most of all cases.
+        The sets whose cases may be copies; and the sets that are too large.
     """
     copy = {case for ids in equal for case in ids[1:]}
     kept: list[list[str]] = []
@@ -98,7 +98,7 @@ def in_several_groups(sets: Sequence[list[str]], folds: pd.DataFrame) -> list[li
 
     Args:
         sets: sets of case ids.
-        folds: the run's table of folds, which has the group of each case in the columns id and group.
+        folds: the run's table of folds. Its column group has the group of each case.
     """
     group_of = dict(zip(folds["id"], folds["group"], strict=True))
     return [ids for ids in sets if len({group_of[case] for case in ids}) > 1]
@@ -140,7 +140,8 @@ def _say(context: Context, notes: Iterator[str]) -> None:
     lines = list(notes)
     for line in lines[:MAX_NOTES]:
         context.say(f"note: {line}")
-    if len(lines) > MAX_NOTES:
+    more = len(lines) - MAX_NOTES
+    if more > 0:
         context.say(
-            f"note: not listed: {format_count(len(lines) - MAX_NOTES, 'set')} of cases with equal or similar images"
+            f"note: {format_count(more, 'more set')} of cases with equal or similar images {is_or_are(more)} not listed"
         )

@@ -152,5 +152,5 @@ def extra_section(exp: Experiment, table: str) -> ExtraCasesConfig | None:
 
 
 def same_competition(comp: Competition, name: str, root: str) -> bool:
-    """Return whether a competition has this name or this data folder, so that equal case ids mean the same cases."""
+    """Return whether a competition has a given name or data folder; if so, equal case ids mean the same case."""
     return comp.name == name or Path(comp.root).resolve() == Path(root).resolve()

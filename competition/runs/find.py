@@ -49,7 +49,10 @@ def find_run(
     """
     run = _find_run(name, overrides, trust, say)
     for what in changed_code(run.folder, run.exp):
-        say(f"note: {what} changed after the run {run.folder.name} was started")
+        say(
+            f"note: {what} changed after the run {run.folder.name} was started, so this command may give other results "
+            "than the run"
+        )
     return run
 
 
@@ -87,7 +90,7 @@ def _note_other_settings(run: Run, overrides: Sequence[str], say: Callable[[str]
         if differences := _differences(trained, run.exp):
             say(
                 f"note: the run {run.folder.name} was trained with other values of these keys: {differences}; this "
-                "command uses the values in its arguments"
+                "command uses the values that you gave as key=value arguments"
             )
 
 

@@ -181,7 +181,7 @@ class FoldResult:
             raise _damaged(path, f"it has invalid values: {invalid} is {str(getattr(result, invalid))[:60]!r}")
         if is_edited:
             raise MaskfoldError(
-                f"{path} was changed after the fold had finished: its content does not match its digest.",
+                f"{path} was changed after the fold had finished: its content does not match the checksum in it.",
                 "Restore the file, or delete the run's folder and repeat `maskfold import`."
                 if result.stopped == IMPORTED
                 else "Restore the file. Or delete it, so that `maskfold cv` makes it again from the checkpoint.",
@@ -192,8 +192,8 @@ class FoldResult:
                 raise MaskfoldError(
                     f"{path} is the result of {describe_member(result.fold, result.seed)}, but is in the folder of "
                     f"{describe_member(fold, seed)}.",
-                    "Restore the result of that folder. Or delete the file, so that `maskfold cv` makes it again "
-                    "from the checkpoint.",
+                    f"Restore the {RESULT_FILE} of {describe_member(fold, seed)} from a backup. Or delete the file, so "
+                    "that `maskfold cv` makes it again from the checkpoint.",
                 )
         return result
 

@@ -24,7 +24,7 @@ IMPORTED_TARGET = "competition.runs.imported.NoNetwork"  # `model.target` in the
 IMPORT_FILE = "import.json"  # file in the run's folder that records the origin of the predictions
 PREDICTIONS_KEY = "predictions"  # key of the digest of the imported files in the record of the run's hash
 TEST_FOLDER, TEST_TABLE = ("test_predictions", "test_cases.csv")  # both in the run's folder
-IMPORT_HINT = "Name a run that `maskfold cv` trained. Imported runs can be used only in submit, compare and report."
+IMPORT_HINT = "Name a run that `maskfold cv` trained. `maskfold submit`, `compare` and `report` accept imported runs."
 
 
 class NoNetwork:
@@ -117,7 +117,7 @@ def _check_rows(run: Run, hashes: Mapping[str, str], rows: Sequence[Any]) -> Non
 
 
 def _image_hashes(table: Path) -> dict[str, str]:
-    """Return the hash of each test image at the time of the import, by case id; empty if there is no such table."""
+    """Return the hash of each test image at the time of the import, by case id; empty if `table` does not exist."""
     if not table.exists():
         return {}
     cases = read_csv(table, {"id": "id", "image_hash": "image_hash"})
@@ -160,6 +160,6 @@ class StoredTestPredictions:
 
 
 def describe_import(run: Run) -> str:
-    """Return one line about the origin of an imported run (its folder and layout), for `maskfold report`."""
+    """Return a line for `maskfold report` with the folder and the layout from which a run was imported."""
     record = read_record(run.folder / IMPORT_FILE)
     return f"imported from {record.get('folder', '?')} ({record.get('layout', '?')})"

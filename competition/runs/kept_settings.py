@@ -132,5 +132,5 @@ def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:
 
 
 def with_settings(exp: Experiment, settings: dict[str, str]) -> Experiment:
-    """Return the experiment with these values, by key, in its section `training`."""
+    """Return the experiment with the values of `settings`, by key, in its section `training`."""
     return exp.model_copy(update={"training": exp.training.model_copy(update=settings)})

@@ -76,7 +76,7 @@ class LockOwner:
         return self.boot == _boot_id()
 
     def is_same_process(self, other: LockOwner | None) -> bool:
-        """Return whether another owner of a lock is the same process; False for None."""
+        """Return whether this owner and `other` are the same process; False if `other` is None."""
         return other is not None and (self.process, self.boot, self.born) == (other.process, other.boot, other.born)
 
 
@@ -84,7 +84,7 @@ class LockOwner:
 def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = print) -> Iterator[None]:
     """Hold the lock of a folder until the `with` block or the process ends.
 
-    If the lock belongs to a process that has ended without releasing it, this process takes it over.
+    If the lock belongs to a process that has ended without releasing it, the calling process takes the lock over.
 
     Args:
         folder: folder of a run, a fold or a study.

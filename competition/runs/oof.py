@@ -316,7 +316,7 @@ class OofPredictions:
 
     @cached_property
     def stores(self) -> dict[int, list[OofStore]]:
-        """The stores of each fold by its number, with one store for each finished seed."""
+        """The stores of each fold by the fold's number: one store for each finished seed."""
         stores: dict[int, list[OofStore]] = {}
         shapes = stored_shapes(self.run.exp, self.run.cases)
         for fold in self.run.fold_numbers() if self.folds is None else self.folds:

@@ -97,7 +97,7 @@ class Run:
     # Cases
 
     def groups(self) -> dict[str, str] | None:
-        """Return the group of each case (cases that must be in the same fold) by id; None if there are no groups."""
+        """Return the group of each case by id; None if there are no groups. A group must be in a single fold."""
         if not self.exp.competition.group:
             return None
         return dict(zip(self.cases["id"], self.cases["group"], strict=True))
@@ -498,7 +498,7 @@ def check_not_edited(run: Run) -> None:
         if all(record.names.get(version) != found for version, found in names.items()):
             changed, file = True, "experiment.yaml"
         elif name is not None and name["hash"] not in record.names.values():
-            changed, file = True, "contents.json, or the folder's name,"
+            changed, file = True, "contents.json (or the name of its folder)"
         else:
             has_other_cases = not run.skipped and data != record.data
             file = CASES_FILE if has_other_cases else record.changed_table(folder) or ""
@@ -565,8 +565,8 @@ def write_replay_yaml(exp: Experiment, estimates: list[list[int]] | None, folder
 
     Args:
         exp: the experiment.
-        estimates: the recorded numbers as pairs [step, total steps], which become `training.plan`; None if the fold had
-            no time budget.
+        estimates: the recorded numbers, which become `training.plan`: pairs [step, total], where `total` is the number
+            of steps that was planned for the whole training from this step on. None if the fold had no time budget.
         folder: folder of the file.
     """
     plain = resolve_config(exp)

@@ -70,7 +70,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     summary, path = parse_summary(folder), folder / SUMMARY_FILE
     if other := other_results(folder, summary):
         raise MaskfoldError(
-            f"{path} does not belong to {', '.join(other)} in the same folder: score, steps or minutes differ.",
+            f"{path} does not belong to {', '.join(other)} in this run's folder: the files state different scores, "
+            "steps or minutes.",
             REWRITE_HINT,
         )
     if other := changed_tables(folder, summary):
@@ -371,9 +372,9 @@ def _read_search(run: Run) -> dict[str, Any]:
     try:
         plain = parse_json_object(content)
         if plain.get("digest", digest := tuning_digest(plain)) != digest:
-            raise ValueError("its content does not match its digest")
+            raise ValueError("its content does not match the checksum in it")
         if "scores" in plain and plain["scores"] != sha256_of_file(table):
-            raise ValueError(f"{table.name} does not match its digest")
+            raise ValueError(f"{table.name} does not match its checksum in {path.name}")
         _tuned_rows(run)
         for name in ("before", "after", "nested"):
             float(plain[name])

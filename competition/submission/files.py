@@ -122,7 +122,7 @@ class SampleFiles:
         verb = "belongs" if len(other) == 1 else "belong"
         parts += [f"has {other[0]}{and_more(len(other), 1, 'file')}, which {verb} to no test case"] if other else []
         raise MaskfoldError(
-            f"The sample submission {self.path} {' and '.join(parts)}.",
+            f"The sample submission {self.path} {', and '.join(parts)}.",
             "Correct submission.files (the pattern of the file names) or test.images.",
         )
 
@@ -204,7 +204,9 @@ def check_file_names(names: Mapping[str, Mapping[str, str]]) -> None:
                 problem = f"the files of {one} and {other} would have the same name {name}."
             raise MaskfoldError(
                 f"submission.files: {problem}",
-                "Put the classes into different folders: {class}/{id}" + PurePosixPath(name).suffix + ".",
+                "Put the classes into different folders ({class}/{id}"
+                + PurePosixPath(name).suffix
+                + "), or rename one of the images.",
                 status=2,
             )
 

@@ -265,8 +265,8 @@ def _check_missing(
 ) -> None:
     if len(absent) == count:
         raise MaskfoldError(
-            f"No file of {predictions} has the same name as a file of {truth}: found for example "
-            f"{_listed(extra)}, expected {_listed(absent)}.",
+            f"No file of {predictions} has the same name as a file of {truth}. The predictions have the ids "
+            f"{_listed(extra)}; the true label files have the ids {_listed(absent)}.",
             "Give the two files of a case the same name; only their extensions may differ.",
             status=2,
         )
@@ -340,8 +340,8 @@ def _values(labels: Labels, file: Path | None, chosen: Mapping[str, list[int]] |
     values = {int(value) for value in np.unique(labels)} - {0}
     if chosen is None and (len(values) > MAX_VALUES or min(values, default=0) < 0):
         raise MaskfoldError(
-            f"{file} has {len(values)} values from {min(values)} to {max(values)}, expected label values "
-            f"above 0, and at most {MAX_VALUES} of them.",
+            f"{file} has {len(values)} different values other than 0, from {min(values)} to {max(values)}; expected "
+            f"label values above 0, and at most {MAX_VALUES} different ones.",
             "Give label files instead of images or object numbers. Or list the label values, as in --classes 1,2.",
         )
     return values
@@ -374,7 +374,7 @@ def _check_values(predicted: set[int], true: set[int], chosen: Mapping[str, list
         raise MaskfoldError(
             f"--classes: no file has one of the values {', '.join(map(str, sorted(known)))}. The files have "
             f"{_listed_values(predicted | true) or 'no value above 0'}.",
-            "Write values that the files have.",
+            "Give --classes label values that the files have.",
             status=2,
         )
 
@@ -424,6 +424,6 @@ def _score_masks(
             raise MaskfoldError(
                 f"The metric {column} of the class {cls} of case {case} is {scores[column]}, expected a finite number.",
                 "If only one of the two masks is empty, the metric must return its worst possible score, such "
-                "as the diagonal of the image.",
+                "as the diagonal of the image for a distance.",
             )
     return {**scores, **counts._asdict()}

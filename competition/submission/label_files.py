@@ -367,14 +367,17 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
             status=2,
         )
     raise MaskfoldError(
-        f"{images} contains no image whose name fits the competition's images ({comp.train.images}).",
+        f"{images} contains no image whose name fits the competition's train.images ({comp.train.images}).",
         "Give the folder of the images" + (", one file per channel." if has_channels else "."),
         status=2,
     )
 
 
 def _with_test_images(comp: Competition, images: Path, pattern: Any, own_cases: bool = False) -> Competition:
-    """Return the competition with a folder's images as test cases; `own_cases` keeps only those in `test.cases`."""
+    """Return the competition with a folder's images as test cases.
+
+    If `own_cases` is True, only the cases that `test.cases` of the competition lists are kept.
+    """
     cases = listed_test_cases(comp) if own_cases else None
     return comp.model_copy(update={"root": images.absolute(), "test": TestFiles(images=pattern, cases=cases)})
 

@@ -44,7 +44,8 @@ class RowIndex:
         kind: kind of the images (training or test), for messages.
         names: name of each case or slice for messages, by (case id, slice).
         slices: number of slices of each case, by id; 0 for a case that is a single file.
-        exact: (case id, None) by case id. If the format requires one row per slice, cases with slices are left out.
+        exact: (case id, None) by case id, for each case that a row may contain as a whole. If the format requires one
+            row per slice, these are the cases without slices; otherwise, these are all cases.
         aliases: (case id, slice) by each spelling of a name that a file may use; None for a spelling that fits more
             than one case or slice.
     """
@@ -82,7 +83,7 @@ class RowIndex:
             self.aliases[name] = case_slice if self.aliases.setdefault(name, case_slice) == case_slice else None
 
     def get(self, name: str) -> CaseSlice | None:
-        """Return the case and slice with this name, which may have an extension; None if unknown or ambiguous."""
+        """Return the case and slice with a name, which may have an extension; None if no case or several match."""
         return self.exact.get(name) or self.aliases.get(name) or self.aliases.get(strip_extension(name))
 
 

@@ -35,7 +35,7 @@ class CsvRow(NamedTuple):
 
     Attributes:
         line: number of the line; the header is line 1.
-        key: name of the image, and class.
+        key: (name of the image, name of the class); the class is None if the rows have no class.
         text: text of the mask.
         cells: all cells of the row, by name of the column.
     """
@@ -329,7 +329,7 @@ def _check_confidence(number: int, cls: str, confidence: str) -> None:
         valid = False
     if not valid:
         raise RleError(
-            f"Object {number}: found the class and confidence `{cls} {confidence}`, expected 0 and a "
+            f"Object {number}: found the class {cls} and the confidence {confidence}, expected the class 0 and a "
             "confidence from 0 to 1.",
             "Write `0 confidence mask` for each object.",
         )

@@ -103,7 +103,7 @@ def submit(
     predictor = EnsemblePredictor(ensemble, tests.rows[0], context)
     say(
         f"{format_count(sum(map(len, predictor.checkpoints.values())), 'network')} of "
-        f"{format_count(len(runs), 'run')}, {format_count(len(tests), 'test case')}"
+        f"{format_count(len(runs), 'run')} will predict {format_count(len(tests), 'test case')}"
     )
     for run in runs:
         if is_imported(run.exp):
@@ -319,7 +319,7 @@ def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tupl
     """Return the weights of an ensemble, divided by their sum.
 
     Args:
-        weights: one weight per run. None or `auto` (the weights will be fitted later) gives equal weights.
+        weights: one weight per run. None gives equal weights. `auto` gives equal weights until the weights are fitted.
         count: number of runs.
 
     Raises:

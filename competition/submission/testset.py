@@ -181,8 +181,8 @@ def row_names(rows: Iterable[Any], profile: Profile, sample: SampleSubmission | 
 def _names_of_case(row: Any, profile: Profile, lookup: IdLookup | None, known: set[str] | None) -> list[str]:
     """Return the ids that one case's rows have in the submission file, see `row_names`.
 
-    A case has one row per slice if the format requires it, or if there is a sample submission without the
-    case id. Without a sample submission, `profile.slices_are_images` decides for a stack of slices.
+    A stack of slices has one row per slice if the format requires it, or if the sample submission does not contain the
+    case id. If there is no sample submission, it also has one row per slice if `profile.slices_are_images` is True.
 
     Args:
         row: row of the case table.
@@ -221,5 +221,5 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
                 raise MaskfoldError(
                     f"{sample.path} has no row for {format_key((image, cls))}, although it has rows for other "
                     "classes of this image.",
-                    "Download the sample from the host again, or correct competition.classes.",
+                    "Download the sample submission again, or correct competition.classes.",
                 )

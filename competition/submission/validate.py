@@ -180,10 +180,10 @@ def _check_rows(
 
 
 def _take(rows: Iterator[CsvRow]) -> tuple[list[CsvRow], MaskfoldError | None]:
-    """Read the rows of one image until the end or an error.
+    """Read the rows of one image; stop at the first line that cannot be read.
 
     Returns:
-        The rows and None. If a line of the file cannot be read, the rows before this line and the error.
+        The rows that were read; and the error for the line that cannot be read, or None if all lines can be read.
     """
     taken: list[CsvRow] = []
     try:

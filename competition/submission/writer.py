@@ -198,7 +198,7 @@ class _TextStore:
         first = self.shapes.setdefault(key, shape)
         if shape != first:
             raise MaskfoldError(
-                f"A mask of {format_key(key)} has the shape {shape}, expected {first}, the shape of the first mask.",
+                f"A mask of {format_key(key)} has the shape {shape}, expected {first} like the first mask of this id.",
                 "Resize the masks to the size of the image.",
             )
         if key in self._offsets and not self.profile.several_masks:

@@ -24,7 +24,9 @@ def test_the_lines_of_a_good_network(finished, tiny):
     lines = baseline_lines(run)
     scores = read_scores(run.folder / SCORES_FILE)
     dice = scores.loc[scores["tp"] + scores["fn"] > 0, "dice"].mean()
-    assert lines[0] == "Dice on the same 10 out-of-fold cases, averaged over the classes that a case has:"
+    assert (
+        lines[0] == "Dice of each method on the same 10 out-of-fold cases, averaged over the classes that a case has:"
+    )
     assert lines[1].split("  ")[1] == "the network" and lines[1].endswith(f"  {dice:.4f}")
     assert lines[2].startswith("  without training: best threshold (")
     assert lines[3].startswith("  without training: best constant mask, ")
@@ -70,7 +72,7 @@ def test_some_cases_of_many_are_always_the_same_and_said(finished, tiny, monkeyp
     ticks = iter(np.arange(0.0, 100.0) * seconds / 4)  # seconds / 4 for each case
     limited = most < 10
     lines = baseline_lines(run, (lambda: 0.0) if limited else lambda: float(next(ticks)))
-    assert lines[0].startswith("Dice on the same 4 of 10 out-of-fold cases, ")
+    assert lines[0].startswith("Dice of each method on the same 4 of 10 out-of-fold cases, ")
 
 
 def test_large_images_are_thinned():

@@ -361,7 +361,7 @@ def test_the_record_of_another_run_is_refused(tiny):
     other.write()
     for name in ("experiment.yaml", CONTENTS_FILE, "folds.csv"):
         (run.folder / name).write_bytes((other.folder / name).read_bytes())
-    with pytest.raises(MaskfoldError, match="contents.json, or the folder's name, in"):
+    with pytest.raises(MaskfoldError, match=r"contents.json \(or the name of its folder\) in"):
         load_run(run.folder)
     (run.folder / CONTENTS_FILE).unlink()
     with pytest.raises(MaskfoldError, match="was changed after the run was started"):

@@ -51,7 +51,7 @@ def test_submit_writes_the_samples_rows_and_says_what_it_did(finished, tiny, dim
     kept = pd.read_csv(done.path.with_suffix(".scores.tsv"), sep="\t", dtype={"id": str})
     assert list(done.path.parent.glob("*.csv")) == [done.path], "no other file looks like one for the host"
     assert cv_score(kept, comp.metric) == pytest.approx(summary.score), "the cases behind the expected score"
-    assert lines[0].startswith("2 networks of 1 run, ")
+    assert lines[0].startswith("2 networks of 1 run will predict ")
 
 
 def test_a_submission_without_an_expected_score_says_null(finished, tiny):

@@ -118,8 +118,8 @@ def check_same_cases(run: Run, first: Run) -> None:
         )
     if unpredicted := [case for case, fold in folds.items() if fold < 0]:
         raise MaskfoldError(
-            f"first_stage: no fold of the run {first.folder} validates {len(unpredicted)} of {len(folds)} "
-            f"cases, for example {min(unpredicted)}, so that run has no out-of-fold predictions of these cases.",
+            f"first_stage: the run {first.folder} has no out-of-fold predictions of {len(unpredicted)} of {len(folds)} "
+            f"cases, for example {min(unpredicted)}, because no fold of the run validates these cases.",
             "Use a scheme in which every case is in a validated fold, such as folds.scheme=kfold, in both experiments.",
             status=2,
         )

@@ -148,8 +148,8 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
         `competition.runs.cascade.first_stage.first_stage_contents`.
 
     Raises:
-        MaskfoldError: a weight file does not exist, or a file cannot be read (status 2). With `missing_ok`, this is no
-            error.
+        MaskfoldError: a weight file does not exist, or a file cannot be read (status 2). If `missing_ok` is
+            True, such a file raises no error.
     """
     contents = {} if folds is None else {FOLDS_KEY: folds_digest(folds)}
     for key, path in _named_files(exp, missing_ok).items():

@@ -1,4 +1,4 @@
-"""Compute the hash of a run, after which the run's folder is named, from the settings and data of the run.
+"""Compute the hash of a run from its settings and data; the run's folder is named after this hash.
 
 The hash has two versions. Version 1 covers the paths of the files that the YAML names, version 2 their content (see
 `competition.runs.identity.contents`). New runs get their name from version 2; older runs are found by version 1.
@@ -90,7 +90,9 @@ def hashed_settings(
 
 
 def _remove_extra_keys(plain: dict[str, Any]) -> None:
-    """Remove the keys of training data that the run's hash ignores; replace the folders of other runs by their names.
+    """Remove the keys of `competition.train`, `pseudo` and `extra` that the run's hash ignores.
+
+    The folders of other runs are replaced by their names, which stay the same if a parent folder is moved.
 
     Args:
         plain: the resolved YAML; it is changed in place.
