@@ -198,7 +198,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     if results.table is None or math.isnan(results.score().value):
         return text
     gain, cases, is_processed = gain_over_run(results, best.folder)
-    footing = "with post-processing, whose tuned steps were tuned on the other folds" if is_processed else "without it"
+    footing = "with post-processing" if is_processed else "without post-processing"
     if gain is None:
         return f"{text} The two runs cannot be compared case by case. This run scored {results.counted().value:.4f}."
     direction = results.metric.direction

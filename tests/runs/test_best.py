@@ -126,7 +126,7 @@ def test_the_best_run_is_the_highest_score_that_can_be_compared(runs):
     said: list[str] = []
     found = best_run(str(named), say=said.append)
     assert found.folder == best
-    assert "best of 2 finished runs" in said[-1] and "0.8000" in said[-1]
+    assert "best of 2 finished trained runs" in said[-1] and "0.8000" in said[-1]
 
 
 def test_without_a_comparable_score_there_is_no_best(runs):
@@ -167,9 +167,29 @@ def test_the_best_run_is_the_one_that_would_score_best_when_submitted(finished, 
     later = finished(tiny(2, "postprocess.tune=true", "seed=3"), noise=0.35)
     later = replace(later, folder=later.folder.rename(later.folder.with_name("later")))
     assert find_previous_best(later).folder == cured.folder.resolve()
-    assert "both scores are without tuned post-processing" in experiment_section(RunResults.load(later))
+    assert "both scores are without post-processing" in experiment_section(RunResults.load(later))
     estimate_score(Ensemble((later,), (1.0,)), 20)
-    assert "both scores are with post-processing tuned on the other folds" in experiment_section(RunResults.load(later))
+    assert "both scores are with post-processing." in experiment_section(RunResults.load(later))
     gain, cases, _ = gain_over_run(RunResults.load(later), cured.folder)
     expected = run_scores(later).value - tuned[cured.folder].nested
     assert cases == 10 and gain.value == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_run_counts_with_the_post_processing_of_its_yaml(finished, tiny):
+    noisy = finished(tiny(2, "seed=2"), noise=0.4)
+    cured = finished(tiny(2, "postprocess.steps=[{remove_small: 60}]"), noise=0.1, spoil=islands)
+    raw = json.loads((cured.folder / "summary.json").read_text())["score"]
+    assert run_scores(cured).counting == "raw" and best_run(str(noisy.folder)).folder == noisy.folder
+    expected = estimate_score(Ensemble((cured,), (1.0,)), 20)
+    assert expected.tuning is None and expected.score > raw + 0.01
+    scores = run_scores(cured)
+    assert (scores.counting, scores.value, scores.nested) == ("processed", pytest.approx(expected.score), None)
+    assert scores.processed == scores.counted and scores.raw.value == raw
+    assert scores.counted.low < scores.value < scores.counted.high
+    said: list[str] = []
+    assert best_run(str(noisy.folder), say=said.append).folder == cured.folder
+    assert f"{expected.score:.4f} (post-processing of the YAML)" in said[-1]
+    assert f"{raw:.4f} without it" in score_headline(RunResults.load(cured))
+    again = estimate_score(Ensemble((cured,), (1.0,)), 20)  # the stored result
+    assert (again.score, again.low, again.high) == (expected.score, expected.low, expected.high)
+    assert run_scores(load_run(cured.folder, overrides=["postprocess.steps=[]"])).value == raw

@@ -39,6 +39,15 @@ def test_all_trials_are_tuned_as_the_first_one(tiny, trials, is_tuned, expected)
     assert _as_ranked(run, trial).exp.postprocess.tune is expected
 
 
+@pytest.mark.parametrize(
+    ("trials", "is_scored"), [([], True), ([complete(tuned=False)], False), ([complete(postprocessed=True)], True)]
+)
+def test_all_trials_have_the_post_processing_of_the_yaml_or_none(tiny, trials, is_scored) -> None:
+    run = make_run(tiny(2, "postprocess.steps=[{remove_small: 9}]"))
+    trial = SimpleNamespace(study=SimpleNamespace(get_trials=lambda deepcopy: trials))
+    assert _as_ranked(run, trial).exp.postprocess.is_scored is is_scored
+
+
 def test_the_objective_of_a_tuned_trial_is_the_nested_score(tiny, monkeypatch) -> None:
     nested = ScoreEstimate(0.911)
     scores = RunScores("dice", "nested", nested, ScoreEstimate(0.788), nested)

@@ -46,7 +46,7 @@ def test_the_note_is_a_table_with_the_counting_score_in_bold_letters() -> None:
     note = describe_scores(SCORES, {"dice": {"a|b": 0.5}, "folds": folds}, ["report.html"])
     assert note.startswith("**0.9110** dice (95 % interval 0.9000 to 0.9200) on 9 out-of-fold cases\n\n| dice |")
     assert "| **with post-processing tuned on the other folds** | 0.9110 | 0.9000 to 0.9200 |" in note
-    assert "| without tuned post-processing | 0.7880 |" in note
+    assert "| without post-processing | 0.7880 |" in note
     assert "| fold | score | Dice a/b | epochs | minutes |" in note and "| 0 | 0.7000 |  | 3 | 1.3 |" in note
     assert "`report.html`" in note and len(note) < MAX_TAG_LENGTH
 
