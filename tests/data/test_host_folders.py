@@ -208,7 +208,7 @@ def test_a_group_table_without_the_ids_is_refused(folder: Host) -> None:
         case_table(folder.load(group="meta.csv:patient"))
     assert error.value.status == 2
     (folder.root / "meta.csv").write_text("image_file,patient\nother,P\n")
-    with pytest.raises(MaskfoldError, match="such as im0"):
+    with pytest.raises(MaskfoldError, match="the first is im0"):
         case_table(folder.load(group="meta.csv:patient"))
 
 
