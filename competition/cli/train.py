@@ -76,6 +76,12 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     from competition.training.soup_selection import format_soup
 
     run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
+    if exp.postprocess.number is not None and len(run.cases):
+        from competition.postprocessing.ordering import case_affine
+
+        case_affine(
+            run.cases.iloc[0], exp.competition
+        )  # an early check: without an affine, scoring fails after training
     console.print(f"{format_count(len(run.cases), 'case')}{_selection_note(run)}", soft_wrap=True)
     for note in _case_warnings(run):
         console.print(f"note: {note}", soft_wrap=True, markup=False)

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 
 from competition.cli.main import main
@@ -305,3 +307,22 @@ def test_suggested_next_command_is_valid(changes, command):
         }
     )
     assert command in _next_command(Path("mine.yaml"), comp, ["competition.root=/data/my x"], 0)
+
+
+def test_numbering_without_an_affine_is_refused_before_training(run_in_process, demo3d, tmp_path):
+    shutil.copytree(demo3d, tmp_path / "data")
+    for path in (tmp_path / "data" / "imagesTr").glob("*.nii.gz"):
+        np.save(path.with_name(path.name.replace(".nii.gz", ".npy")), nibabel.load(path).get_fdata())
+    done = run_in_process(
+        "cv",
+        ROOT / "experiments" / "demo3d" / "unet3d.yaml",
+        f"competition.root={tmp_path / 'data'}",
+        "competition.train.images=imagesTr/{id}.npy",
+        "competition.test=null",
+        "competition.array_axes=xyz",
+        "competition.spacing=[1,1,2]",
+        "prepare={intensity: zscore}",
+        "postprocess.number={along: S, classes: [liver, spleen]}",
+    )
+    assert done.returncode and "`postprocess.number` requires the orientation" in done.stderr, done.stderr
+    assert not list(tmp_path.glob("mlruns/runs/*/*/fold_*"))
