@@ -328,8 +328,8 @@ class TrainingConfig(ConfigModel):
             raise ValueError("`plan` must be a list of pairs [step, total steps] with 0 ≤ step < total steps")
         if self.soup > 1 and self.weights == "best":
             raise ValueError(
-                "`soup` and `weights: best` cannot be combined, because the score of the best weights is biased and "
-                "a soup is compared with the last weights; remove one of them"
+                "`soup` cannot be combined with `weights: best`, because a soup is used only if it scores better than "
+                "the last weights; remove `soup`, or set `weights: last`"
             )
         return self
 

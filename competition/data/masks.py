@@ -135,7 +135,7 @@ def _number_values(comp: Competition, row: Any, masks: dict[str, Any], mask: np.
     Args:
         comp: the competition.
         row: a row of the case table.
-        masks: the parsed column `masks` of the row, of the kind `labels`.
+        masks: the parsed column `masks` of the row; its `kind` is `labels`.
         mask: (*spatial) bool.
 
     Returns:

@@ -62,7 +62,7 @@ def build_optimizer(
         )
     if exp.training.fused == "on" and "fused" not in inspect.signature(cls).parameters:
         raise MaskfoldError(
-            f"training.fused: found on, but {cls.__name__} has no fused kernel.", "Set training.fused=off.", status=2
+            f"training.fused is `on`, but {cls.__name__} has no fused kernel.", "Set training.fused=off.", status=2
         )
     if fused:
         args["fused"] = True

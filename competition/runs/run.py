@@ -443,7 +443,7 @@ def load_run(
             raise ValueError(f"the column {missing[0]} is missing")
         if unmatched := sorted(set(cases["id"]) ^ set(folds["id"])):
             raise ValueError(
-                f"cases.csv and folds.csv do not have the same cases: only one of them has {unmatched[0][:60]}"
+                f"cases.csv and folds.csv do not have the same cases: only one of the two files has {unmatched[0][:60]}"
             )
         for table in (cases, *tables):
             for text in (*table["images"], *table["masks"], *table["shape"], *table["spacing"], *table["slices"]):

@@ -248,7 +248,7 @@ def predict_images(
     refuse_imported(runs, "predict new images")
     if output.resolve() == images.resolve():
         raise MaskfoldError(
-            f"--output: found {output}, expected another folder than --images.",
+            f"--output: found {output}, which is also the folder of --images.",
             "Give another output folder with -o.",
             status=2,
         )

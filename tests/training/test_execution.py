@@ -240,7 +240,7 @@ def test_a_fused_kernel_is_used_where_there_is_one(tiny):
     assert build_optimizer(tiny(2), network, fused=True).param_groups[0]["fused"] is True
     assert build_optimizer(tiny(2), network).param_groups[0]["fused"] is None
     exp = tiny(2, "optimizer.target=torch.optim.NAdam", "training.fused=on")
-    with pytest.raises(MaskfoldError, match="training.fused: found on, but NAdam has no fused kernel"):
+    with pytest.raises(MaskfoldError, match="training.fused is `on`, but NAdam has no fused kernel"):
         build_optimizer(exp, network)
 
 

@@ -270,7 +270,7 @@ def test_ids(layout: Layout) -> frozenset[str]:
 
 
 def files_matching(host: HostFolder, pattern: str) -> dict[str, str]:
-    """Match the paths found by the scan with a pattern, and return a matching path for each id."""
+    """Return one file of the host's folder for each id that the pattern matches, as a path by id."""
     folder = _fixed_folder(pattern)[0] if pattern else ""
     start = f"{folder}/" if folder else ""
     expression, last, seen = "", 0, False
