@@ -214,7 +214,7 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
 
     Args:
         thumbnails: thumbnails with the same number of axes; an entry None (a constant image) is in no pair.
-        turned: whether to find also mirrored copies and copies rotated by 90°, 180° and 270°. This takes 8 times as
+        turned: whether to also find mirrored copies and copies rotated by 90°, 180° and 270°. This takes 8 times as
             long (volumes: 48 times).
 
     Returns:

@@ -234,7 +234,7 @@ def _failing(check: Callable[[], object], ids: list[str], split: str, findings: 
 def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
     """Return, by case id, all files that a pattern matches.
 
-    Return an empty dictionary if no file matches, because discovery reports this error.
+    If no file matches, return an empty dictionary instead of raising an error, because `find_cases` reports it.
     """
     try:
         return match_files(root, pattern, key)

@@ -93,8 +93,9 @@ def uw_madison(mask: Mask, truth: Mask, coordinates: Literal["voxels", "unit_cub
 
     The host's definition is at
     https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation/overview/evaluation. The Dice is
-    averaged over all images, which are slices. The Hausdorff distance compares the volumes; each slice has a depth
-    of 1. Pixel locations are "normalized by image size". Slices that are empty in mask and truth are left out.
+    averaged over all images, which are slices; a slice that is empty in both mask and truth does not count. The
+    Hausdorff distance compares the volumes; each slice has a depth of 1. Pixel locations are "normalized by image
+    size".
 
     Args:
         mask: (*spatial) bool. If there are three axes, the slices lie along the last one.

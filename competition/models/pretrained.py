@@ -189,7 +189,7 @@ def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
     except Exception as error:
         raise MaskfoldError(
             f"{path} cannot be read as weights: {_reading_problem(error)}.",
-            f"Set {key} to a state dictionary of tensors that torch saved, or to a .safetensors file.",
+            f"Set {key} to a file with a state dictionary that torch saved, or to a .safetensors file.",
             status=2,
         ) from error
     for name in STATE_DICT_KEYS:

@@ -489,7 +489,7 @@ def is_volume_name(name: str) -> bool:
 
 
 def trimmed(series: Series) -> Iterator[Series]:
-    """Yield copies of a series whose ids lack the suffix that all ids share, the common prefix, or both."""
+    """Yield copies of a series with shorter ids: without their common suffix, their common prefix, or both."""
     if series.kind == "objects" or series.pattern.rpartition("/")[2].count("{id}") != 1 or "{id}/" in series.pattern:
         return
     ids = sorted(series.files)
