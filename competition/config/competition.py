@@ -111,7 +111,7 @@ class TrainFiles(ConfigModel):
         if self.threshold is not None and self.masks is None:
             raise ValueError("`threshold` needs mask files, so it requires the key `masks`")
         if self.missing_masks == "empty" and not isinstance(self.masks, dict):
-            raise ValueError("`missing_masks: empty` needs one file per class, `masks: {class: pattern, …}`")
+            raise ValueError("`missing_masks: empty` needs one mask file per class: set `masks: {class: pattern, …}`")
         return self
 
     @property

@@ -263,7 +263,8 @@ class _CoordinateDescent:
         """Search the slots of the lists of steps (see `StepSlot`) one by one, in at most `MAX_SWEEPS` rounds.
 
         The best threshold depends on the later steps, and the best later steps depend on the threshold. So after the
-        first round, further rounds search the slots with `searched_again`, until a round changes no list of steps.
+        first round, further rounds search only the slots whose `searched_again` is true, until a round changes no list
+        of steps.
 
         Args:
             context: context whose log receives progress messages.

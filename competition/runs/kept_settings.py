@@ -132,5 +132,5 @@ def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:
 
 
 def with_settings(exp: Experiment, settings: dict[str, str]) -> Experiment:
-    """Return the experiment with the values of `settings`, by key, in its section `training`."""
+    """Return a copy of the experiment whose section `training` has the values in `settings`, a value for each key."""
     return exp.model_copy(update={"training": exp.training.model_copy(update=settings)})
