@@ -72,8 +72,8 @@ def draw_case(
 
     Args:
         path: the PNG file, written atomically.
-        image: (C, *spatial) of any dtype. The image may already be reduced by `load_picture`. A 2D image with 3 or 4 channels
-            is drawn as RGB. Of any other image, the first channel is drawn.
+        image: (C, *spatial) of any dtype. The image may already be reduced by `load_picture`. A 2D image with 3 or 4
+            channels is drawn as RGB. Of any other image, the first channel is drawn.
         truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None for a test case.
         masks: (K, *spatial) bool, the prediction.
         comp: the competition, which defines the classes and how labels are stored.
