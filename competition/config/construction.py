@@ -10,6 +10,7 @@ and Python raises no event for `_posixsubprocess.fork_exec`, which `multiprocess
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -122,6 +123,7 @@ class ConstructionGuard:
         # Determined before the guard is active, because the first call of gettempdir writes a test file.
         self._temporary = Path(os.path.realpath(tempfile.gettempdir())) if downloads else None
         self._frame: FrameType | None = None
+        self._collects_garbage = False
         self._outer: ConstructionGuard | None = None
 
     def __enter__(self) -> ConstructionGuard:
@@ -129,6 +131,8 @@ class ConstructionGuard:
             check_argument_values(f"{self.cls.__module__}.{self.cls.__name__}", self.args, self.key, self.trust)
             _install_hook()
             self._frame = sys._getframe(1)
+            self._collects_garbage = gc.isenabled()
+            gc.disable()  # the collector could run the finalizer of another object, which may delete its files
             self._outer = getattr(_active, "guard", None)
             _active.guard = self
         return self
@@ -138,6 +142,8 @@ class ConstructionGuard:
     ) -> None:
         if self.is_active:
             _active.guard, self._frame = self._outer, None
+            if self._collects_garbage:
+                gc.enable()
         if self.violation is not None and error is not self.violation:
             raise self.violation from error
 

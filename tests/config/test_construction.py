@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import gc
 import os
 import pickle
 import socket
@@ -106,6 +107,30 @@ def test_reading_and_computing_is_allowed(here: Path) -> None:
     assert construct(lambda: [path.name for path in here.iterdir() if path.is_file()]) == ["old"]
     construct(lambda: write(os.devnull))
     construct(lambda: sqlite3.connect(":memory:").close())
+
+
+class DeletesFile:
+    """An object in a reference cycle whose finalizer deletes a file, like that of a temporary folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.cycle = path, self
+
+    def __del__(self) -> None:
+        os.remove(self.path)
+
+
+def test_the_garbage_of_other_code_is_not_collected_while_a_constructor_runs(here: Path) -> None:
+    thresholds = gc.get_threshold()
+    gc.collect()
+    try:
+        DeletesFile(here / "old")
+        gc.set_threshold(1, 1, 1)
+        assert len(construct(lambda: [[] for _ in range(1000)])) == 1000
+        assert (here / "old").exists() and gc.isenabled()
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert not (here / "old").exists()
 
 
 def test_the_guard_ends_with_the_constructor_and_holds_for_its_thread_only(here: Path) -> None:

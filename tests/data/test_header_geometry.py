@@ -123,7 +123,10 @@ def test_explore_remarks_on_cases_without_an_orientation_among_others(tmp_path: 
     for folder in ("im", "la"):
         patched(tmp_path / folder / "b.nii.gz", qcode=0, scode=0)
     exploration = explore(competition(tmp_path, dimensions=3, train=VOLUMES))
-    assert any("differ in orientation: 1 case has RAS, 1 case has no orientation" in remark.message for remark in exploration.remarks)
+    assert any(
+        "differ in orientation: 1 case has RAS, 1 case has no orientation" in remark.message
+        for remark in exploration.remarks
+    )
 
 
 def test_the_distance_is_that_of_the_farthest_corner_in_voxels() -> None:

@@ -366,7 +366,7 @@ def test_the_hosts_name_is_asked_for(host, command, csv):
     ):
         csv.with_suffix(".json").write_text(damage)
         status, said = command("upload", str(csv), "--yes", "--competition", "toy-2026")
-        assert status == 2 and "is unknown" in said and "no valid JSON" in said, damage
+        assert status == 2 and "is unknown" in said and "missing or invalid" in said, damage
     csv.with_suffix(".json").unlink()
     status, said = command("upload", str(csv), "--yes", "--competition", "toy-2026")
     assert status == 2 and "is unknown" in said

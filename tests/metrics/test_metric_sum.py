@@ -125,7 +125,7 @@ def test_a_sum_over_all_cases():
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ("{sum: [{name: dice}, {name: hd95}]}", ["better for dice", "worse for hd95", "negative weight"]),
+        ("{sum: [{name: dice}, {name: hd95}]}", ["a better dice", "a worse hd95", "negative weight"]),
         ("{sum: [{name: dicee}]}", ["metric.sum.0", "nearest: dice"]),
         ("{sum: []}", ["metric.sum", "1 or more"]),
         ("{sum: [{weight: 1.0}]}", ["needs `name` or `target`"]),

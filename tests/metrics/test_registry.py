@@ -310,7 +310,7 @@ def load_experiment_again(folder: Path, exp):
         ("{target: own_metric.area_error, args: {wieght: 1}}", ["args.wieght", "did you mean weight"]),
         ("{target: own_metric.Shift}", ["args.power", "missing"]),
         ("{target: own_metric.area_error, average: global}", ["average: global", "area_error"]),
-        ("{sum: [{name: dice}, {target: own_metric.area_error}]}", ["sum", "worse for area_error", "negative weight"]),
+        ("{sum: [{name: dice}, {target: own_metric.area_error}]}", ["sum", "a worse area_error", "negative weight"]),
         ("{target: own_metric.pooled}", ["pooled_share=0.5", "competition/metrics"]),
     ],
 )

@@ -163,7 +163,7 @@ def test_each_built_in_metric_can_be_tried(dimensions, labels):
 
 @pytest.mark.parametrize("percentile", [200, "abc"])
 def test_wrong_settings_are_found_before_training(percentile):
-    with pytest.raises(MaskfoldError, match=r"metric hd95 cannot score.*: \w+Error: ") as caught:
+    with pytest.raises(MaskfoldError, match=r"metric hd95 failed in a trial .*: \w+Error: ") as caught:
         check_metric(competition(name="hd95", args={"percentile": percentile}))
     assert "competition.metric.args" in caught.value.hint and caught.value.status == 2
 

@@ -325,7 +325,7 @@ def test_many_listed_cases_are_written_into_tables(start: Start) -> None:
 def test_a_broken_link_is_told_and_its_case_is_no_test_case(tmp_path: Path) -> None:
     made.broken_links(tmp_path)
     layout = only(tmp_path)
-    assert any("2 links such as masks/c4.png" in remark for remark in layout.remarks) and layout.test is None
+    assert any("2 links, such as masks/c4.png" in remark for remark in layout.remarks) and layout.test is None
 
 
 def test_a_packed_archive_beside_the_data_is_told(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_links_move_with_the_data_and_are_written_again(start: Start) -> Non
     start(maker, folder="sites", layout=1, measures=False, force=True)
     assert sorted(path.relative_to(links) for path in links.rglob("*")) == first
     write_text(links / "notes.txt", "mine")
-    with pytest.raises(MaskfoldError, match="has another file: notes.txt") as caught:
+    with pytest.raises(MaskfoldError, match="contains a file that is no link: notes.txt") as caught:
         start(maker, folder="sites", layout=1, measures=False, force=True)
     assert caught.value.status == 2 and (links / "notes.txt").read_text() == "mine"
 

@@ -266,7 +266,7 @@ def _change_coco(root: Path, change: Callable[[dict[str, Any]], object]) -> None
     ("change", "part"),
     [
         (lambda content: content["images"][1].update(height=48, width=40), "has 40×48 pixels"),
-        (lambda content: content["images"][1].update(height=10**9, width=10**9), "has 1000000000×1000000000"),
+        (lambda content: content["images"][1].update(height=10**9, width=10**9), "states 1000000000×1000000000"),
         (lambda content: content["annotations"][0].update(category_id=7), "category_id 7"),
         (lambda content: content["images"][0].update(height=float("inf")), "OverflowError"),
     ],

@@ -149,7 +149,7 @@ def test_postprocessing_is_shown_and_marked_if_outdated(made, tiny):
     )
     text = postprocessing_section(run)
     assert "0.6111 before tuning, 0.7333 after tuning on the same cases; nested score 0.7222 (gain +0.1111" in text
-    assert "95 % +0.0512 to +0.1634)" in text
+    assert "95 % interval +0.0512 to +0.1634)" in text
     assert "ring: threshold 0.35, fill holes" in text and "grain: no step" in text and "outdated" not in text
     other = find_run(str(run.folder), ["postprocess.steps=[{fill_holes: true}]"])
     text = postprocessing_section(other)

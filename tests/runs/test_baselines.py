@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from competition.cli.train import _tune_postprocessing
+from competition.cli.train import _score_postprocessing
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.metrics.scoring import read_scores
@@ -89,7 +89,7 @@ def test_tuning_that_is_skipped_for_lack_of_folds_is_said(finished, tiny):
     run = finished(tiny(2, "postprocess.tune=true"), "demo2d-tune", noise=0.2)
     summary = summarize_run(run)
     one = dataclasses.replace(summary, folds=[result for result in summary.folds if result["fold"] == 0])
-    assert _tune_postprocessing(run, one, Context()) == [
+    assert _score_postprocessing(run, one, Context()) == [
         "post-processing is not tuned, because tuning (postprocess.tune) needs all folds, and fold 1 is not finished; "
         "folds.run=[1] trains it"
     ]

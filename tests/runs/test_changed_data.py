@@ -106,7 +106,7 @@ def test_a_remembered_search_is_not_used_for_other_masks(own_run: Callable[..., 
     assert again.score == first.score
     assert said == [
         "note: the masks of 10 of 10 cases are missing, so they cannot be checked for changes; "
-        "the stored tuning result is used"
+        "the stored result of post-processing is used"
     ]
 
 
