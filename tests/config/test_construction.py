@@ -121,12 +121,14 @@ class DeletesFile:
 
 def test_the_garbage_of_other_code_is_not_collected_while_a_constructor_runs(here: Path) -> None:
     thresholds = gc.get_threshold()
-    gc.collect()
-    try:
+
+    def make_garbage() -> int:
         DeletesFile(here / "old")
         gc.set_threshold(1, 1, 1)
-        assert len(construct(lambda: [[] for _ in range(1000)])) == 1000
-        assert (here / "old").exists() and gc.isenabled()
+        return len([[] for _ in range(1000)])  # the collector would run
+
+    try:
+        assert construct(make_garbage) == 1000 and gc.isenabled()
     finally:
         gc.set_threshold(*thresholds)
     gc.collect()
