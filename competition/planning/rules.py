@@ -19,7 +19,7 @@ Size = Literal["light", "medium", "standard", "wide"]
 # (MIN_CASES_SEEN).
 MIN_STEPS: dict[int, dict[Size, int]] = {
     2: {"light": 300, "medium": 300, "standard": 300, "wide": 3000},
-    3: {"light": 300, "medium": 300, "standard": 300, "wide": 1500},
+    3: {"light": 300, "medium": 600, "standard": 300, "wide": 1500},
 }
 # In the same time, many steps on parts of a case teach more than few steps on whole volumes or large parts of images.
 MIN_STEPS_ON_PARTS = {2: 700, 3: 300}

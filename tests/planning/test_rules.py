@@ -102,7 +102,9 @@ def test_candidates_are_ordered_and_differ(shape: tuple[int, ...]) -> None:
 def test_patches_that_are_parts_of_a_case_need_fewer_steps() -> None:
     small = candidates_of(grids((35, 50, 36), (1.0, 1.0, 1.0), 12.0))
     medium = [(item.patch, item.enough) for item in small if item.network == "medium" and item.grid.factor == 1]
-    assert medium == [((40, 56, 40), MIN_STEPS_ON_LARGE[3]), ((32, 32, 40), MIN_STEPS_ON_PARTS[3])]
+    assert medium == [((40, 56, 40), MIN_STEPS_ON_LARGE[3]), ((32, 32, 40), MIN_STEPS[3]["medium"])]
+    standard = [(item.patch, item.enough) for item in small if item.network == "standard" and item.grid.factor == 1]
+    assert standard == [((40, 56, 40), MIN_STEPS_ON_LARGE[3]), ((32, 32, 40), MIN_STEPS_ON_PARTS[3])]
     cells = candidates_of(grids((256, 256), None, 17.0, may_resample=False), may_cut=True)
     standard = [(item.patch, item.enough) for item in cells if item.network == "standard" and item.batch == 4]
     parts = MIN_STEPS_ON_PARTS[2]
