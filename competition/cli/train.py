@@ -69,6 +69,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         console.print(f"created the demo competition {exp.competition.name} in {exp.competition.root}")
 
     from competition.fork_server import close_shared_server
+    from competition.postprocessing.ordering import check_affine
     from competition.runs.baselines import baseline_lines
     from competition.runs.fold import mixed_environments
     from competition.tracking.sync import MlflowSync
@@ -76,12 +77,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     from competition.training.soup_selection import format_soup
 
     run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
-    if exp.postprocess.number is not None and len(run.cases):
-        from competition.postprocessing.ordering import case_affine
-
-        case_affine(
-            run.cases.iloc[0], exp.competition
-        )  # an early check: without an affine, scoring fails after training
+    check_affine(run)
     console.print(f"{format_count(len(run.cases), 'case')}{_selection_note(run)}", soft_wrap=True)
     for note in _case_warnings(run):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
@@ -169,7 +165,10 @@ def _score_postprocessing(run: Run, summary: CvSummary, context: Context) -> lis
 
     if not settings.tune:
         context.say("scoring the post-processing of the YAML on the out-of-fold predictions")
-        expected = estimate_score(Ensemble((run,), (1.0,)), summary.cases, context)
+        try:
+            expected = estimate_score(Ensemble((run,), (1.0,)), summary.cases, context, store_untuned=True)
+        except MaskfoldError as error:  # the table of the network's own scores must be printed all the same
+            return [f"note: the post-processing of the YAML cannot be scored: {error}"]
         return [f"with the post-processing of the YAML: score {expected.score:.4f}"]
     context.say(
         "tuning the post-processing on the out-of-fold predictions; if you stop it with Ctrl-C, the trained folds stay"

@@ -64,7 +64,7 @@ class ComparedRun:
                 other folds. If it is False, or if `tuned` is None, all cases get the steps of the YAML.
         """
         settings, oof = run.exp.postprocess, run.oof()
-        own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
+        own = "the steps of its YAML" if settings.has_own_steps else "no post-processing"
         if tuned is None:
             return cls(run, oof, settings, own)
         if not tuned.kept:

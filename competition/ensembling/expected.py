@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ from competition.postprocessing.tuning import (
     score_own_steps,
     tune_postprocessing,
 )
+from competition.records import parse_json_object
 from competition.runs.blend import Ensemble
 from competition.runs.lock import lock_if_free
 from competition.runs.run import Run
-from competition.runs.summary import run_scores, tuning_key
+from competition.runs.summary import TUNING_FILE, run_scores, tuning_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,13 +86,18 @@ def better_alone(ensemble: Ensemble, expected: ExpectedScore) -> list[str]:
 
 
 def estimate_score(
-    ensemble: Ensemble, test_cases: int, context: Context = Context(), workers: int | None = None
+    ensemble: Ensemble,
+    test_cases: int,
+    context: Context = Context(),
+    workers: int | None = None,
+    *,
+    store_untuned: bool = False,
 ) -> ExpectedScore:
     """Estimate the score of an ensemble on a test set, from its out-of-fold predictions.
 
-    If `postprocess.tune` is true, post-processing is tuned first. For a single run, the result, or the score of the
-    YAML's post-processing, is stored in the run's folder, except while another process works there. A stored result is
-    used again if the labels of its cases have not changed.
+    If `postprocess.tune` is true, post-processing is tuned first. For a single run, the tuning result is stored in the
+    run's folder, except while another process works there. A stored result is used again if the labels of its cases
+    have not changed.
 
     The estimate tends to be slightly pessimistic. An out-of-fold case is predicted by one network of each run. A test
     case is predicted by the networks of all folds together, which are usually better.
@@ -100,6 +107,8 @@ def estimate_score(
         test_cases: number of cases of the test set.
         context: context whose log receives progress messages.
         workers: number of processes; None for one per core.
+        store_untuned: whether to also store the score of a single run with the post-processing of its YAML if this is
+            not tuned. A stored tuning result is never replaced by such a score.
 
     Raises:
         ChangedDataError: the labels of a case have changed since the run began.
@@ -109,15 +118,16 @@ def estimate_score(
     groups = run.groups()
     settings, seed = run.exp.postprocess, run.exp.seeds[0]
     single_run = len(ensemble.active) == 1 and ensemble.active[0][0] is run and not ensemble.fold_weights
-    is_stored = single_run and settings.is_scored
-    result = _remembered_tuning(run, context) if is_stored else None
+    may_be_stored = single_run and settings.is_scored
+    is_stored = may_be_stored and (settings.tune or (store_untuned and not _has_tuning_result(run)))
+    result = _remembered_tuning(run, context) if may_be_stored else None
     if result is None:
         key = tuning_key(run) if is_stored else {}
         with OofScores(ensemble, workers) as evaluation:
             result = (
                 tune_postprocessing(evaluation, seed, groups, context) if settings.tune else score_own_steps(evaluation)
             )
-        if is_stored:
+        if is_stored and not math.isnan(result.before):
             _remember_tuning(run, result, key, context)
     rows = result.rows
     low, high = prediction_interval(rows, comp.metric, test_cases, seed=seed, groups=groups)
@@ -155,6 +165,16 @@ def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
     return load_tuning(run, with_data=True)  # without a record of the data, the search is repeated
 
 
+def _has_tuning_result(run: Run) -> bool:
+    """Return whether the run's folder contains the result of a search, even if it is outdated or damaged."""
+    try:
+        return bool(parse_json_object((run.folder / TUNING_FILE).read_bytes())["settings"]["tune"])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+
+
 def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], context: Context) -> None:
     """Store the tuning result in the run's folder; if another process works there, only tell the user.
 
@@ -168,4 +188,7 @@ def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], contex
         if is_held:
             save_tuning(run, tuning, key)
         else:
-            context.say(f"note: the tuning result is not stored, because another process works in {run.folder}")
+            context.say(
+                f"note: the result of post-processing is not stored, because another process works in {run.folder}, or "
+                "because the folder is not writable"
+            )

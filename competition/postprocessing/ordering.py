@@ -7,7 +7,7 @@ labels" are the most probable class of each voxel.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from competition.data.readers import get_column, read_case_header
 from competition.errors import MaskfoldError
 from competition.metrics.instances import connected_components
 from competition.postprocessing import mask_operations
+
+if TYPE_CHECKING:
+    from competition.runs.run import Run
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
@@ -123,6 +126,18 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
             "Use NIfTI images, or remove `postprocess.number`.",
         )
     return np.asarray(affine, np.float64)
+
+
+def check_affine(run: Run) -> None:
+    """Check before training that numbering has an affine, because it fails after training otherwise.
+
+    Only the first case is checked, because all images of a competition usually have the same format.
+
+    Raises:
+        MaskfoldError: `postprocess.number` is set, and the first case has no affine.
+    """
+    if run.exp.postprocess.number is not None and len(run.cases):
+        case_affine(run.cases.iloc[0], run.exp.competition)
 
 
 def split_touching(

@@ -524,17 +524,18 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
             float(plain["before"]),
             float(plain["after"]),
             float(plain["nested"]),
-            _read_gain(plain["gain"]),
+            read_gain(plain["gain"]),
             plain["kept"],
             rows,
-            _read_gain(plain["gate"]) if plain.get("gate") else None,
+            read_gain(plain["gate"]) if plain.get("gate") else None,
             part_steps,
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, MaskfoldError):
         return None  # a damaged file is not an error, because the search can be repeated
 
 
-def _read_gain(plain: Mapping[str, Any]) -> ScoreGain:
+def read_gain(plain: Mapping[str, Any]) -> ScoreGain:
+    """Return a gain from its stored values, in which None stands for nan."""
     return ScoreGain(**{name: float("nan") if value is None else float(value) for name, value in plain.items()})
 
 

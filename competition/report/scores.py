@@ -19,9 +19,8 @@ from competition.data.content.unchanged import load_unchanged_mask, load_unchang
 from competition.data.objects import HiddenPixels
 from competition.errors import MaskfoldError
 from competition.inference.masks import to_masks
-from competition.metrics.bootstrap import ScoreGain
 from competition.metrics.instances import connected_components, object_areas
-from competition.postprocessing.tuning import TuningResult, load_tuning
+from competition.postprocessing.tuning import TuningResult, load_tuning, read_gain
 from competition.records import parse_json_object
 from competition.report.calibration import describe_sample, sample_evenly
 from competition.report.html import (
@@ -233,8 +232,9 @@ def postprocessing_section(run: Run) -> Markup:
     if tuned is None:  # the result is outdated, or its file was edited; an edited result is not shown
         tuned = _read_outdated(run)
     if tuned is None:
-        return render(TEMPLATE, "postprocessing", lines=[], outdated=False, unreadable=TUNING_FILE)
-    return render(TEMPLATE, "postprocessing", lines=tuned.report_lines(), outdated=outdated, unreadable="")
+        return render(TEMPLATE, "postprocessing", lines=[], outdated=False, tuned=False, unreadable=TUNING_FILE)
+    lines, is_tuned = tuned.report_lines(), tuned.settings.tune
+    return render(TEMPLATE, "postprocessing", lines=lines, outdated=outdated, tuned=is_tuned, unreadable="")
 
 
 def _read_outdated(run: Run) -> TuningResult | None:
@@ -250,10 +250,10 @@ def _read_outdated(run: Run) -> TuningResult | None:
         return TuningResult(
             PostprocessConfig.model_validate(plain["settings"]),
             found,
-            plain["before"],
-            plain["after"],
-            plain["nested"],
-            ScoreGain(**plain["gain"]),
+            float(plain["before"]),
+            float(plain["after"]),
+            float(plain["nested"]),
+            read_gain(plain["gain"]),
             plain["kept"],
             pd.DataFrame(),
         )

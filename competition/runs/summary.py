@@ -367,7 +367,7 @@ def _read_search(run: Run) -> dict[str, Any]:
         MaskfoldError: the file or its table of scores is damaged or missing, or was edited.
     """
     path, table = run.folder / TUNING_FILE, run.folder / TUNING_SCORES_FILE
-    hint = f"Repeat `maskfold submit {run.folder}`, which tunes post-processing again, or restore the file."
+    hint = f"Repeat `maskfold submit {run.folder}`, which computes the result again, or restore the file."
     content = path.read_bytes()
     try:
         plain = parse_json_object(content)

@@ -149,7 +149,7 @@ def tune_if_set(run: Run, summary: CvSummary, context: Context = Context()) -> N
     from competition.ensembling.expected import estimate_score
     from competition.runs.blend import Ensemble
 
-    estimate_score(Ensemble((run,), (1.0,)), summary.cases, context)
+    estimate_score(Ensemble((run,), (1.0,)), summary.cases, context, store_untuned=True)
 
 
 def measure_objectives(
@@ -395,6 +395,7 @@ class TrialRunner:
     def _run(self, trial: optuna.Trial, overrides: list[str]) -> tuple[float, ...]:
         import optuna
 
+        from competition.postprocessing.ordering import check_affine
         from competition.tracking.sync import MlflowSync
         from competition.training.cross_validate import locked_run, open_run, run_cv
 
@@ -402,6 +403,7 @@ class TrialRunner:
         trial.set_user_attr("words", overrides)
         exp = self.source.load(overrides)
         run = open_run(exp, trial_runs_name(self.source, exp.competition.name))
+        check_affine(run)
         try:
             check_study_data(self.source, run, self.data, self.files)
         except ChangedDataError as error:
@@ -458,10 +460,10 @@ class TrialRunner:
 
 
 def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
-    """Return a trial's run whose post-processing is scored in the same way as in the study's first complete trial.
+    """Return a trial's run that is tuned, or scored without post-processing, like the study's first complete trial.
 
-    So a study never mixes scores with and without post-processing. Without this rule, they could mix if the YAML has
-    changed, or if an older version of Maskfold, which did not tune or did not score the YAML's steps, began the study.
+    Without this rule, a study could mix scores of both kinds if an older version of Maskfold began it, which did not
+    tune or did not score the YAML's steps. If you change the steps in the YAML, later trials have the changed steps.
     """
     complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
     if not complete:

@@ -114,8 +114,9 @@ def _log_counted_score(
     With this metric, MLflow can sort the runs of an experiment by the expected scores of their submissions. The next
     upload of the run adds the ends of the interval. Nothing is logged for an ensemble of several runs.
 
-    If post-processing was tuned, the expected score is the nested score: each case is scored with settings that were
-    tuned on the other folds. The tag `counting_score` of the run is then set to `nested_score`.
+    If tuned steps are used, the expected score is the nested score: each case is scored with settings that were tuned
+    on the other folds. The tag `counting_score` of the run is then set to `nested_score`. If no tuned steps are used,
+    but the YAML sets post-processing, the tag is set to `processed_score`.
     """
     score = (summary["expected"] or {}).get("score")
     parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id
@@ -124,6 +125,8 @@ def _log_counted_score(
     client.log_metric(parent, "counted_score", score, round(1000 * summary_path.stat().st_mtime), 0)
     if (summary["expected"].get("tuning") or {}).get("kept"):
         client.set_tag(parent, COUNTING_TAG, SCORE_METRICS["nested"])
+    elif any((summary.get("postprocess") or {}).get(key) for key in ("steps", "number", "forbid_overlap")):
+        client.set_tag(parent, COUNTING_TAG, SCORE_METRICS["processed"])
 
 
 def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str | None:

@@ -256,8 +256,8 @@ class RunUploader:
         uploaded until the summary has been written again. If the summary still does not match at the last upload,
         somebody has edited or copied the file, and a warning is logged.
 
-        A digest shows whether the summary, the tuning result, the setting `postprocess.tune` or `SCORES_VERSION` has
-        changed since the previous upload. If none has changed, nothing is uploaded. So a version of Maskfold with
+        A digest shows whether the summary, the result of post-processing, the section `postprocess` or `SCORES_VERSION`
+        has changed since the previous upload. If none has changed, nothing is uploaded. So a version of Maskfold with
         another `SCORES_VERSION` uploads the metrics of older runs again, and adds missing metrics.
 
         Args:
@@ -268,7 +268,7 @@ class RunUploader:
             return
         settings = self.metadata.postprocess
         content = b"".join(path.read_bytes() for path in files)
-        seal = f"{SCORES_VERSION} {settings is not None and settings.tune}".encode()
+        seal = f"{SCORES_VERSION} {settings.model_dump_json() if settings is not None else ''}".encode()
         digest = hashlib.sha256(content + seal).hexdigest()[:16]
         if digest == self.state.uploaded(RUN_KEY).final:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from competition.metrics.scoring import read_scores
 from competition.postprocessing.ranking import best_run
 from competition.report.results import RunResults
 from competition.report.run import experiment_section, find_previous_best, gain_over_run
-from competition.report.scores import score_headline
+from competition.report.scores import postprocessing_section, score_headline
 from competition.runs.blend import Ensemble
 from competition.runs.run import RUNS_FOLDER, load_run
 from competition.runs.summary import _tuned_rows, run_scores
+from competition.submission.submit import write_oof_submission
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.evaluator import Evaluator
 from competition.training.fold import run_fold
@@ -180,7 +182,7 @@ def test_a_run_counts_with_the_post_processing_of_its_yaml(finished, tiny):
     cured = finished(tiny(2, "postprocess.steps=[{remove_small: 60}]"), noise=0.1, spoil=islands)
     raw = json.loads((cured.folder / "summary.json").read_text())["score"]
     assert run_scores(cured).counting == "raw" and best_run(str(noisy.folder)).folder == noisy.folder
-    expected = estimate_score(Ensemble((cured,), (1.0,)), 20)
+    expected = estimate_score(Ensemble((cured,), (1.0,)), 20, store_untuned=True)
     assert expected.tuning is None and expected.score > raw + 0.01
     scores = run_scores(cured)
     assert (scores.counting, scores.value, scores.nested) == ("processed", pytest.approx(expected.score), None)
@@ -193,3 +195,30 @@ def test_a_run_counts_with_the_post_processing_of_its_yaml(finished, tiny):
     again = estimate_score(Ensemble((cured,), (1.0,)), 20)  # the stored result
     assert (again.score, again.low, again.high) == (expected.score, expected.low, expected.high)
     assert run_scores(load_run(cured.folder, overrides=["postprocess.steps=[]"])).value == raw
+
+
+def test_a_stored_search_survives_commands_that_score_without_tuning(finished, tiny, tmp_path):
+    run = finished(tiny(2, "postprocess.tune=true", "postprocess.steps=[{remove_small: 60}]"), noise=0.1, spoil=islands)
+    estimate_score(Ensemble((run,), (1.0,)), 20)
+    stored, counted = (run.folder / "postprocess.json").read_bytes(), run_scores(run).counted
+    write_oof_submission(run, tmp_path / "oof.csv")
+    for override in ("postprocess.tune=false", "postprocess.steps=[{remove_small: 3}]"):
+        other = load_run(run.folder, overrides=["postprocess.tune=false", override])
+        estimate_score(Ensemble((other,), (1.0,)), 20)
+        estimate_score(Ensemble((other,), (1.0,)), 20, store_untuned=True)
+    assert (run.folder / "postprocess.json").read_bytes() == stored and run_scores(run).counted == counted
+
+
+def test_only_cv_and_studies_store_the_score_of_fixed_steps(finished, tiny, monkeypatch):
+    run = finished(tiny(2, "postprocess.steps=[{remove_small: 60}]"), noise=0.1, spoil=islands)
+    estimate_score(Ensemble((run,), (1.0,)), 20)
+    assert not (run.folder / "postprocess.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("competition.postprocessing.tuning.cv_score", lambda rows, metric: math.nan)
+        estimate_score(Ensemble((run,), (1.0,)), 20, store_untuned=True)
+    assert not (run.folder / "postprocess.json").exists()  # nan cannot be stored
+    estimate_score(Ensemble((run,), (1.0,)), 20, store_untuned=True)
+    page = postprocessing_section(run)
+    assert "with the post-processing of the YAML: score" in page and "Nested" not in page
+    outdated = load_run(run.folder, overrides=["postprocess.steps=[{remove_small: 3}]"])
+    assert "since it was computed" in postprocessing_section(outdated)
