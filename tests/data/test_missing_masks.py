@@ -28,7 +28,7 @@ def test_a_missing_file_of_a_class_may_be_an_empty_mask(tmp_path: Path) -> None:
     comp = competition(tmp_path, **{**keys, "train": train | {"missing_masks": "empty"}})
     rows = list(case_table(comp).itertuples(index=False))
     assert [np.unique(load_mask(comp, row)).tolist() for row in rows] == [[0, 1, 2], [0, 1], [0, 1]]
-    with pytest.raises(ValidationError, match="needs one file per class"):
+    with pytest.raises(ValidationError, match="needs one mask file per class"):
         competition(tmp_path, train={"images": "i/{id}.png", "masks": "m/{id}.png", "missing_masks": "empty"})
 
 
