@@ -161,6 +161,7 @@ def _score_postprocessing(run: Run, summary: CvSummary, context: Context) -> lis
             )
         ]
     from competition.ensembling.expected import estimate_score
+    from competition.postprocessing.tuning import own_steps_line
     from competition.runs.blend import Ensemble
 
     if not settings.tune:
@@ -169,7 +170,7 @@ def _score_postprocessing(run: Run, summary: CvSummary, context: Context) -> lis
             expected = estimate_score(Ensemble((run,), (1.0,)), summary.cases, context, store_untuned=True)
         except MaskfoldError as error:  # the table of the network's own scores must be printed all the same
             return [f"note: the post-processing of the YAML cannot be scored: {error}"]
-        return [f"with the post-processing of the YAML: score {expected.score:.4f}"]
+        return [own_steps_line(expected.score)]
     context.say(
         "tuning the post-processing on the out-of-fold predictions; if you stop it with Ctrl-C, the trained folds stay"
     )

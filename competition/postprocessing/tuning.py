@@ -95,7 +95,7 @@ class TuningResult:
     def report_lines(self) -> list[str]:
         """Return the result as lines for the user."""
         if not self.settings.tune:
-            return [f"with the post-processing of the YAML: score {self.before:.4f}"]
+            return [own_steps_line(self.before)]
 
         def interval(gain: ScoreGain) -> str:
             if math.isnan(gain.low):
@@ -199,6 +199,11 @@ def score_own_steps(evaluation: OofScores) -> TuningResult:
     rows = evaluation.score_table(lambda _, index: own[index])
     score, steps = cv_score(rows, comp.metric), dict(zip(comp.classes, own, strict=True))
     return TuningResult(exp.postprocess, steps, score, score, score, ScoreGain(0.0, math.nan, math.nan), False, rows)
+
+
+def own_steps_line(score: float) -> str:
+    """Return the line for the user with the score of the YAML's post-processing."""
+    return f"with the post-processing of the YAML: score {score:.4f}"
 
 
 def is_significant(gain: ScoreGain) -> bool:

@@ -19,6 +19,7 @@ from competition.errors import MaskfoldError
 from competition.explore import Exploration
 from competition.planning.init import remarks_of
 from competition.planning.plan import Plan, PlanOptions, make_plan
+from tests.conftest import ROOT
 from tests.host import write_nifti, write_png, write_text
 from tests.planning.conftest import Start
 from tests.planning.phantoms import (
@@ -502,3 +503,14 @@ def test_a_letter_with_a_number_is_a_case_and_no_role(start: Start) -> None:
     done = start(maker, folder="clinics", measures=False)
     assert done.layout.images == "*/{id}/t2.nii.gz" and done.layout.cases == 8
     assert [case.id for case in done.exploration.cases_of("test")] == ["X000", "X001", "X002", "X003"]
+
+
+def test_the_commands_of_the_docs_write_into_folders_that_the_repository_does_not_have() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    commands = [
+        match for page in pages for match in re.findall(r"maskfold (?:init|cv) data/(\w+)(.*)", page.read_text("utf-8"))
+    ]
+    assert len(commands) > 5
+    for folder, rest in commands:
+        name = re.search(r"--name (\w+)", rest)
+        assert not (ROOT / "experiments" / (name[1] if name else folder) / "competition.yaml").exists(), (folder, rest)
